@@ -1,0 +1,61 @@
+"""Everything that can go wrong for a user, as one tree.
+
+AlphaRLError                 shown as one line, exit status 1
+  SourceError                a repo, revision, folder or file cannot be read
+    RangeReadError           the server sent other bytes than were asked for
+  HeaderError                not a valid safetensors header
+  TrajectoryError            the checkpoints do not form one trajectory (steps, names, shapes, base)
+  ScoreError                 the scores are missing, flat or do not match the checkpoints
+  FitError                   the method has no answer (too few checkpoints, target out of reach, NaN)
+  ManifestError              an alpharl.json that this version cannot use
+  ResourceError              not enough memory or disk for what was asked
+  WriteError                 an output cannot be written, or belongs to somebody else
+  PushError                  the Hub refused the upload or the commit
+
+Errors of other libraries are converted where they enter the package. Built-in exceptions are never
+converted: a bug must look like a bug.
+"""
+
+
+class AlphaRLError(Exception):
+    """Base of every error that a user can mend; its text says what, where and what next."""
+
+
+class SourceError(AlphaRLError):
+    """A repo, revision, folder or file cannot be read."""
+
+
+class RangeReadError(SourceError):
+    """The server sent other bytes than were asked for."""
+
+
+class HeaderError(AlphaRLError):
+    """Not a valid safetensors header."""
+
+
+class TrajectoryError(AlphaRLError):
+    """The checkpoints do not form one trajectory."""
+
+
+class ScoreError(AlphaRLError):
+    """The scores are missing, flat or do not match the checkpoints."""
+
+
+class FitError(AlphaRLError):
+    """The method has no answer for these checkpoints and this target."""
+
+
+class ManifestError(AlphaRLError):
+    """A manifest that this version cannot use."""
+
+
+class ResourceError(AlphaRLError):
+    """Not enough memory or disk for what was asked."""
+
+
+class WriteError(AlphaRLError):
+    """An output cannot be written, or belongs to another run."""
+
+
+class PushError(AlphaRLError):
+    """The Hub refused the upload or the commit."""
