@@ -4,9 +4,9 @@ AlphaRLError                 shown as one line, exit status 1
   SourceError                a repo, revision, folder or file cannot be read
     RangeReadError           the server sent other bytes than were asked for
   HeaderError                not a valid safetensors header
-  TrajectoryError            the checkpoints do not form one trajectory (steps, names, shapes, base)
+  TrajectoryError            the checkpoints are not one trajectory (steps, names, shapes, base)
   ScoreError                 the scores are missing, flat or do not match the checkpoints
-  FitError                   the method has no answer (too few checkpoints, target out of reach, NaN)
+  FitError                   the method has no answer (too few checkpoints, bad target, NaN)
   ManifestError              an alpharl.json that this version cannot use
   ResourceError              not enough memory or disk for what was asked
   WriteError                 an output cannot be written, or belongs to somebody else

@@ -1,4 +1,4 @@
-"""The nouns of the project: tensors in files, checkpoints at steps, trajectories of one run.
+"""The nouns of the project: tensors in files, checkpoints at steps, the trajectory of one run.
 
 Standard library only; everything is frozen. Bytes are counted from the start of a file and ranges
 are half-open, everywhere.
@@ -6,8 +6,13 @@ are half-open, everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Protocol
+
+from alpharl_hub.manifest import Notice
+from alpharl_hub.scores import ScoreTable
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,142 @@ class TensorRef:
     def num_elements(self) -> int:
         """Number of entries; 1 for a scalar."""
         return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where one checkpoint lies, pinned: what is read later is this commit.
+
+    `source` is a repo id, or the path of a local folder (then `commit` is None); `folder` is the
+    path inside the repo, empty for its root; `step` is None for a base that is no step of the run.
+    """
+
+    step: int | None
+    source: str
+    revision: str | None
+    commit: str | None
+    folder: str
+
+    @property
+    def label(self) -> str:
+        """How messages name it: where it lies, and nothing else."""
+        place = f"{self.source}@{self.revision}" if self.revision else self.source
+        return f"{place}/{self.folder}" if self.folder else place
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a checkpoint; `sha256` where the Hub tells it without reading the file."""
+
+    filename: str
+    num_bytes: int
+    sha256: str | None
+
+
+class CheckpointStore(Protocol):
+    """Reads the files of one pinned checkpoint: a folder on disk, or a commit on a Hub."""
+
+    def files(self) -> Mapping[str, StoredFile]:
+        """List the files of the folder and below, by path relative to the folder."""
+        ...
+
+    def read_into(self, filename: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes of the file from `start` on, or raise SourceError."""
+        ...
+
+    def is_private(self) -> bool:
+        """Whether somebody had to be let in to read it (private or gated repos)."""
+        ...
+
+
+@dataclass(frozen=True)
+class CheckpointContents:
+    """A checkpoint whose headers have been read.
+
+    `weights_folder` is where below the checkpoint's folder the weights lie ("" or
+    "actor/huggingface", ...). `tensors` keeps the order of files and, inside them, of data;
+    `identity` is equal for two checkpoints if (Hub) or only if (folders) their weights are.
+    """
+
+    checkpoint: Checkpoint
+    store: CheckpointStore
+    weights_folder: str
+    weight_files: tuple[StoredFile, ...]
+    tensors: Mapping[str, TensorRef]
+    metadata: Mapping[str, Mapping[str, str]]
+    config: Mapping[str, object]
+    identity: str
+    num_bytes_read: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(ref.num_bytes for ref in self.tensors.values())
+
+    @property
+    def dtype(self) -> str:
+        """The dtype code that holds most of the bytes."""
+        by_dtype: dict[str, int] = {}
+        for ref in self.tensors.values():
+            by_dtype[ref.dtype] = by_dtype.get(ref.dtype, 0) + ref.num_bytes
+        return max(by_dtype, key=lambda code: by_dtype[code]) if by_dtype else ""
+
+    def path_of(self, filename: str) -> str:
+        """Return the path, below the checkpoint's folder, of a file beside the weights ("": prefix)."""
+        return f"{self.weights_folder}/{filename}" if self.weights_folder else filename
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What stands for the commit of a local folder; None on the Hub."""
+        return self.identity if self.checkpoint.commit is None else None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run: a base and its checkpoints in the order of steps.
+
+    `listed` are all steps that were found; `history` those that were selected, without repeats of
+    identical weights; `layout` is branches, tags, folders, local or single.
+    """
+
+    layout: str
+    pattern: str
+    base: CheckpointContents
+    base_chosen_by: str
+    listed: tuple[Checkpoint, ...]
+    selected_steps: tuple[int, ...]
+    history: tuple[CheckpointContents, ...]
+    scores: ScoreTable | None
+    private: bool
+    notices: tuple[Notice, ...]
+
+    @property
+    def steps_T(self) -> tuple[int, ...]:
+        """The steps of the history, rising."""
+        return tuple(_step_of(contents.checkpoint) for contents in self.history)
+
+    @property
+    def last(self) -> CheckpointContents:
+        """The last checkpoint of the history."""
+        return self.history[-1]
+
+    def scores_T(self) -> tuple[float | None, ...]:
+        """The score of every checkpoint of the history, None where there is none."""
+        if self.scores is None:
+            return (None,) * len(self.history)
+        return tuple(self.scores.at(step) for step in self.steps_T)
+
+
+def _step_of(checkpoint: Checkpoint) -> int:
+    assert checkpoint.step is not None, "a checkpoint of the history has a step"
+    return checkpoint.step
+
+
+def nearest_steps(step: int, steps: Sequence[int]) -> str:
+    """Name the neighbours of a step that is not there, for an error."""
+    below = [s for s in steps if s < step]
+    above = [s for s in steps if s > step]
+    neighbours = [str(max(below))] if below else []
+    if above:
+        neighbours.append(str(min(above)))
+    return " and ".join(neighbours)

@@ -1,0 +1,48 @@
+"""The command line: every command parses, calls one function of the library, and prints."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import click
+
+from alpharl_hub.cli.demo import demo
+from alpharl_hub.cli.extract import extract
+from alpharl_hub.cli.inspect import inspect
+from alpharl_hub.cli.predict import predict
+from alpharl_hub.cli.push import push
+from alpharl_hub.cli.report import report
+from alpharl_hub.cli.terminal import escape_text
+from alpharl_hub.errors import AlphaRLError
+from alpharl_hub.version import __version__
+
+DEBUG_VARIABLE = "ALPHARL_DEBUG"
+
+
+class AlphaRLGroup(click.Group):
+    """Shows an error of ours as one line, for users and for tests on the same path."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(context)
+        except AlphaRLError as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            raise click.ClickException(escape_text(" ".join(str(error).split()))) from error
+
+
+@click.group(cls=AlphaRLGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="alpharl-hub")
+def main() -> None:
+    """Predict a later RL fine-tuned model from early checkpoints.
+
+    Checkpoints are streamed from the Hugging Face Hub (or read from folders) tensor by tensor;
+    RUN is ORG/NAME[@REVISION][/FOLDER] or a path, with {step} where the number stands if the names
+    do not say so by themselves.
+    """
+
+
+for command in (inspect, report, extract, predict, push, demo):
+    main.add_command(command)

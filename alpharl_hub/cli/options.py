@@ -1,0 +1,125 @@
+"""Options that several commands share, and the types that they parse into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+class NumBytes(click.ParamType[int]):
+    """A size such as 2GB, 512MiB or 1.5G."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        """Parse into bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]I?)?B?\s*", str(value), re.IGNORECASE)
+        if not match:
+            self.fail(f"{value!r} is no size; write for example 2GB or 512MiB", param, context)
+        return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
+
+
+class StepAt(click.ParamType[tuple[str, int]]):
+    """REVISION=STEP of --at."""
+
+    name = "revision=step"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[str, int]:
+        """Parse into (revision, step)."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, step = str(value).rpartition("=")
+        if not (name and equals and step.isdecimal()):
+            self.fail(f"{value!r}: write REVISION=STEP, such as main=2000", param, context)
+        return name, int(step)
+
+
+def _apply(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def run_options(command: Command) -> Command:
+    """Add what says which run, which of its checkpoints, and which base."""
+    return _apply(
+        (
+            click.option("--base", metavar="REPO|FOLDER", help="The model the run started from."),
+            click.option("--steps", metavar="LIST", help="Use these: 10,20,40-100:20,200-."),
+            click.option("--until", metavar="STEP|SHARE", help="Use steps up to this one, or 40%."),
+            click.option(
+                "--at", type=StepAt(), multiple=True, help="Take a revision as a step: main=2000."
+            ),
+            click.option(
+                "--scores",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="A score per step: CSV, JSON or JSON lines.",
+            ),
+            click.option("--score-key", metavar="KEY", help="Which score of the file or log."),
+            click.option("--lower-is-better", is_flag=True, help="Small scores are good ones."),
+            click.option("--keep-repeats", is_flag=True, help="Keep repeated checkpoints."),
+            click.option("--include", metavar="REGEX", help="Only matrices with such names."),
+            click.option("--exclude", metavar="REGEX", help="No matrices with such names."),
+            click.option(
+                "--token", help="Hub token; HF_TOKEN is safer: other users see command lines."
+            ),
+        ),
+        command,
+    )
+
+
+def compute_options(command: Command) -> Command:
+    """Add what says where the work is done and with how much memory."""
+    return _apply(
+        (
+            click.option("--devices", metavar="LIST", help="cuda:0,cuda:1 or cpu. [all GPUs]"),
+            click.option("--memory", type=NumBytes(), help="Use no more than this, such as 2GB."),
+        ),
+        command,
+    )
+
+
+def work_options(command: Command) -> Command:
+    """Add what says where unfinished work lies and whether an output may be replaced."""
+    return _apply(
+        (
+            click.option(
+                "--work-dir",
+                type=click.Path(file_okay=False, path_type=Path),
+                help="Where unfinished work lies. [beside the output]",
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace a finished output."),
+        ),
+        command,
+    )
+
+
+def output_options(command: Command) -> Command:
+    """Add --json, -q and -v."""
+    return _apply(
+        (
+            click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
+            click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
+            click.option("-v", "--verbose", is_flag=True, help="Say more, retries included."),
+        ),
+        command,
+    )
+
+
+def split_list(text: str | None) -> tuple[str, ...]:
+    """Split a comma-separated option."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()

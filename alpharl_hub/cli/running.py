@@ -1,0 +1,134 @@
+"""What every long command shares: signals, progress on stderr, notices, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+from tqdm import tqdm
+
+from alpharl_hub import strict_json
+from alpharl_hub.cli.inspect_screen import print_notices
+from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console
+from alpharl_hub.manifest import Notice
+
+Answer = TypeVar("Answer")
+
+_LOG_EVERY_S = 30.0
+
+
+@dataclass
+class Progress:
+    """Bytes read: a bar on a terminal, else a log line every half minute. Called from any thread."""
+
+    quiet: bool
+    _bar: Any = None
+    _last_log_s: float = 0.0
+    _started_s: float = 0.0
+
+    def __call__(self, done_bytes: int, total_bytes: int) -> None:
+        """Show how far the reading is."""
+        if self.quiet:
+            return
+        if not self._started_s:
+            self._started_s = self._last_log_s = time.monotonic()
+        if sys.stderr.isatty():
+            self._show_bar(done_bytes, total_bytes)
+        elif time.monotonic() - self._last_log_s >= _LOG_EVERY_S:
+            self._log(done_bytes, total_bytes)
+
+    def _show_bar(self, done_bytes: int, total_bytes: int) -> None:
+        if self._bar is None:
+            # The mean over the whole run (smoothing=0): windows finish in bursts, and the rate of
+            # the last burst says little about the hours to come.
+            self._bar = tqdm(
+                total=total_bytes, unit="B", unit_scale=True, smoothing=0, desc="reading", leave=False
+            )
+        self._bar.total = total_bytes
+        self._bar.update(done_bytes - self._bar.n)
+
+    def _log(self, done_bytes: int, total_bytes: int) -> None:
+        self._last_log_s = time.monotonic()
+        elapsed_s = self._last_log_s - self._started_s
+        left_s = elapsed_s * (total_bytes - done_bytes) / max(done_bytes, 1)
+        click.echo(
+            f"read {human_bytes(done_bytes)} of {human_bytes(total_bytes)}, "
+            f"about {left_s / 60:.0f} min left",
+            err=True,
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `stop`; a second one ends the process at once.
+
+    Afterwards, when a signal came, the process ends with 130 (SIGINT) or 143 (SIGTERM).
+    """
+    received: list[int] = []
+
+    def receive(number: int, _frame: object) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+        stop.set()
+        click.echo("stopping; once more to stop at once", err=True)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, receive) for number in numbers]
+    try:
+        yield
+    except BaseException:
+        if not received:
+            raise
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if received:
+        click.echo("stopped; the same command goes on from here", err=True)
+        raise SystemExit(128 + received[0])
+
+
+def tell_wait(verbose: bool) -> Callable[[float, str], None]:
+    """Return what is told when a busy server is waited for."""
+
+    def tell(seconds: float, reason: str) -> None:
+        if verbose or seconds >= 5:
+            click.echo(escape_text(f"waiting {seconds:.0f} s: {reason}"), err=True)
+
+    return tell
+
+
+def show_notices(notices: Sequence[Notice], quiet: bool) -> None:
+    """Print notices on stderr unless quiet."""
+    if notices and not quiet:
+        print_notices(notices, notes_console())
+
+
+def print_json(answer: object) -> None:
+    """Write one strict JSON document on stdout."""
+    click.echo(json.dumps(strict_json.to_plain(answer), allow_nan=False, indent=2))
+
+
+def limit_threads() -> None:
+    """Give torch one thread per worker: its own pool fights with ours over the cores.
+
+    With two threads on two virtual cores small operations took 8 ms instead of 10 us at random
+    (libgomp spins while its partner is not scheduled).
+    """
+    import torch
+
+    torch.set_num_threads(1)

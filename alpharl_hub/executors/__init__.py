@@ -1,0 +1,1 @@
+"""Who does the work: one worker per device, on this machine."""

@@ -1,0 +1,175 @@
+"""alpharl.json: what was read, what was done to every tensor, and how to do it again.
+
+A manifest is data. It names repos, steps and numbers, and never commands, output paths, push
+targets, endpoints, tokens or devices: nothing in somebody else's manifest can act on the reader.
+Local folders appear by name and fingerprint, not by path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alpharl_hub import strict_json
+from alpharl_hub.errors import ManifestError
+
+MANIFEST_NAME = "alpharl.json"
+SCHEMA = 1
+KIND_MODEL = "model"
+KIND_FACTORS = "factors"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One thing that the user should know; `code` is stable, `message` is for people."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """One checkpoint as it was read.
+
+    `source` is a repo id, or a local folder's name; `fingerprint` stands for `commit` in the latter
+    case. `folder` is the path inside the repo.
+    """
+
+    step: int | None
+    source: str
+    revision: str | None
+    commit: str | None
+    folder: str
+    fingerprint: str | None
+    score: float | None
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The trajectory: where the steps were found and which were used."""
+
+    layout: str
+    pattern: str
+    base: CheckpointRecord
+    base_chosen_by: str
+    checkpoints: tuple[CheckpointRecord, ...]
+    score_name: str | None
+    licenses: tuple[str, ...]
+    base_model: str | None
+    private: bool
+    include: str | None
+    exclude: str | None
+    keep_repeats: bool
+
+
+@dataclass(frozen=True)
+class MethodRecord:
+    """The method with all of its parameters; those that it does not know are None."""
+
+    name: str
+    paper: str
+    url: str
+    response: str
+    target_step: float | None
+    target_score: float | None
+    rescale: bool | None
+    scale: float | None
+    fit_last: str | None
+    anchor: str
+    damping: float
+    others: str
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What was done to one tensor, and what was seen.
+
+    `action` is predicted, copied (from the last checkpoint), base or linear. `sigma`,
+    `rank1_share` (0 to 1) and `frobenius` are those of the last delta; `rounding_loss` is the norm
+    lost in rounding over the norm of the update; `unchanged` the share of entries equal to the base.
+    """
+
+    name: str
+    action: str
+    dtype: str
+    shape: tuple[int, ...]
+    sigma: float | None
+    frobenius: float | None
+    rank1_share: float | None
+    q2_step: float | None
+    q2_score: float | None
+    r2_step_in_sample: float | None
+    certified: bool | None
+    rounding_loss: float | None
+    unchanged: float | None
+
+
+@dataclass(frozen=True)
+class TrustRecord:
+    """How steady the run's direction is, and how far that carries (a ratio of steps)."""
+
+    cosine: float | None
+    cosine_all_entries: float | None
+    share_of_entries: float | None
+    floor: float | None
+    speed: float | None
+    middle_step: int | None
+    cap: float
+    requested: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class RoundingRecord:
+    """Rounding over the whole model, pooled by sums of squares."""
+
+    loss: float | None
+    unchanged: float | None
+
+
+@dataclass(frozen=True)
+class VersionsRecord:
+    """The software and instruction set that results are reproducible for, to the bit."""
+
+    alpharl_hub: str
+    torch: str
+    compute: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole document; `kind` is "model" (of predict) or "factors" (of extract)."""
+
+    schema: int
+    kind: str
+    versions: VersionsRecord
+    run: RunRecord
+    method: MethodRecord | None
+    rank: int | None
+    trust: TrustRecord | None
+    rounding: RoundingRecord | None
+    tensors: tuple[TensorRecord, ...]
+    copied_files: tuple[str, ...]
+    warnings: tuple[Notice, ...]
+
+    def to_json(self) -> str:
+        """Return the document, indented, with a newline at the end."""
+        return strict_json.dump(self, indent=1) + "\n"
+
+
+def read_manifest(text: str | bytes, where: str) -> Manifest:
+    """Read a manifest; `where` names it in errors.
+
+    Raises:
+        ManifestError: not JSON, not a manifest, or of a schema that this version does not know.
+    """
+    document = strict_json.parse(text, where)
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != SCHEMA or isinstance(found, bool):
+        raise ManifestError(
+            f"{where}: schema {found!r} is not {SCHEMA}; it was not written by this version"
+        )
+    manifest = strict_json.load(Manifest, text, where)
+    if manifest.kind not in (KIND_MODEL, KIND_FACTORS):
+        raise ManifestError(f"{where}: unknown kind {manifest.kind!r}")
+    return manifest

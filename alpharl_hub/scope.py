@@ -1,0 +1,206 @@
+"""Which tensors of a trajectory can be compared, and which of them are matrices in scope."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.manifest import Notice
+from alpharl_hub.module_names import FLOATING, why_not_a_matrix
+from alpharl_hub.trajectory import CheckpointContents, TensorRef
+
+_QUANTIZED = re.compile(
+    r"(\.weight_scale(_inv|_\d)?|\.scales|\.qweight|\.qzeros|\.absmax|\.weight_packed|\.SCB)$"
+)
+_PREFIXES = ("module.", "_orig_mod.", "model.language_model.")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "tok_embeddings.weight")
+_MIN_COMMON_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class ScopedTensor:
+    """One tensor of the last checkpoint.
+
+    `base` and `history` (one ref per checkpoint, the last one included) are None when it cannot be
+    predicted; `excluded_because` is None exactly for the matrices in scope.
+    """
+
+    name: str
+    last: TensorRef
+    base: TensorRef | None
+    history: tuple[TensorRef, ...] | None
+    excluded_because: str | None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix in scope."""
+        return self.excluded_because is None
+
+
+@dataclass(frozen=True)
+class Scope:
+    """All tensors of the last checkpoint in its order, and what was odd about them."""
+
+    tensors: tuple[ScopedTensor, ...]
+    notices: tuple[Notice, ...]
+
+    @property
+    def matrices(self) -> tuple[ScopedTensor, ...]:
+        """The matrices in scope."""
+        return tuple(tensor for tensor in self.tensors if tensor.is_matrix)
+
+
+def find_scope(
+    base: CheckpointContents,
+    history: Sequence[CheckpointContents],
+    include: str | None,
+    exclude: str | None,
+) -> Scope:
+    """Compare names, shapes and dtypes of all checkpoints.
+
+    Raises:
+        TrajectoryError: a shape differs, names hardly agree, or weights are quantized.
+    """
+    last = history[-1]
+    for contents in (base, *history):
+        _refuse_quantized(contents)
+    found = [_scoped(ref, base, history) for ref in last.tensors.values()]
+    filtered = tuple(_filter(t, include, exclude) for t in found)
+    _refuse_strangers(filtered, base, last)
+    return Scope(filtered, _notices(filtered, base, last))
+
+
+def _refuse_quantized(contents: CheckpointContents) -> None:
+    for name in contents.tensors:
+        if _QUANTIZED.search(name):
+            raise TrajectoryError(
+                f"{contents.checkpoint.label}: {name} belongs to quantized weights; name a run whose "
+                "weights are floating point"
+            )
+
+
+def _scoped(
+    ref: TensorRef, base: CheckpointContents, history: Sequence[CheckpointContents]
+) -> ScopedTensor:
+    reason = why_not_a_matrix(ref.name, ref.dtype, ref.shape)
+    if ref.dtype not in FLOATING:
+        return ScopedTensor(ref.name, ref, base.tensors.get(ref.name), None, reason)
+    base_ref = base.tensors.get(ref.name) or _tied_head(ref.name, base)
+    if base_ref is None:
+        return ScopedTensor(ref.name, ref, None, None, "not in the base")
+    refs: list[TensorRef] = []
+    for contents in history:
+        found = contents.tensors.get(ref.name) or _tied_head(ref.name, contents)
+        if found is None:
+            gap = f"missing in {contents.checkpoint.label}"
+            return ScopedTensor(ref.name, ref, base_ref, None, gap)
+        refs.append(found)
+    for contents, other in zip((base, *history), (base_ref, *refs), strict=True):
+        if _has_grown(ref, other):
+            return ScopedTensor(ref.name, ref, None, None, "more rows than before")
+        _require_same_shape(ref, other, contents, history[-1])
+        if other.dtype not in FLOATING:
+            return ScopedTensor(ref.name, ref, None, None, f"{other.dtype} elsewhere")
+    return ScopedTensor(ref.name, ref, base_ref, tuple(refs), reason)
+
+
+def _tied_head(name: str, contents: CheckpointContents) -> TensorRef | None:
+    """Return the embedding for a head that the config ties and the files therefore leave out."""
+    if not name.endswith("lm_head.weight"):
+        return None
+    config: Mapping[str, object] = contents.config
+    nested = config.get("text_config")
+    tied = config.get("tie_word_embeddings")
+    if tied is None and isinstance(nested, dict):
+        tied = nested.get("tie_word_embeddings")
+    if tied is not True:
+        return None
+    for other, ref in contents.tensors.items():
+        if other.endswith(_EMBEDDINGS):
+            return ref
+    return None
+
+
+def _has_grown(ref: TensorRef, other: TensorRef) -> bool:
+    same_rest = len(ref.shape) == len(other.shape) and ref.shape[1:] == other.shape[1:]
+    return same_rest and bool(ref.shape) and ref.shape[0] > other.shape[0]
+
+
+def _require_same_shape(
+    ref: TensorRef, other: TensorRef, contents: CheckpointContents, last: CheckpointContents
+) -> None:
+    if ref.shape != other.shape:
+        raise TrajectoryError(
+            f"{ref.name}: shape {list(ref.shape)} in {last.checkpoint.label} but "
+            f"{list(other.shape)} in {contents.checkpoint.label}; these are not one run"
+        )
+
+
+def _filter(tensor: ScopedTensor, include: str | None, exclude: str | None) -> ScopedTensor:
+    """Apply --include (only these) and --exclude to the matrices."""
+    if not tensor.is_matrix:
+        return tensor
+    if include is not None and not _search("--include", include, tensor.name):
+        return replace(tensor, excluded_because="not in --include")
+    if exclude is not None and _search("--exclude", exclude, tensor.name):
+        return replace(tensor, excluded_because="in --exclude")
+    return tensor
+
+
+def _search(option: str, expression: str, name: str) -> bool:
+    try:
+        return re.search(expression, name) is not None
+    except re.error as error:
+        raise TrajectoryError(f"{option} {expression}: no regular expression ({error})") from error
+
+
+def _refuse_strangers(
+    tensors: Sequence[ScopedTensor], base: CheckpointContents, last: CheckpointContents
+) -> None:
+    """Stop when under 90 % of the matrices are in common: the names of both sides say why."""
+
+    def matrices(contents: CheckpointContents) -> set[str]:
+        refs = contents.tensors.values()
+        return {r.name for r in refs if why_not_a_matrix(r.name, r.dtype, r.shape) is None}
+
+    here, there = matrices(last), matrices(base)
+    if not here and not there:
+        raise TrajectoryError(
+            f"{last.checkpoint.label}: no matrix in scope; is it a language model?"
+        )
+    if len(here & there) >= _MIN_COMMON_SHARE * max(len(here), len(there)):
+        return
+    only_here, only_there = sorted(here - there), sorted(there - here)
+    hint = next((p for p in _PREFIXES if any(p in n for n in only_here + only_there)), None)
+    raise TrajectoryError(
+        f"{last.checkpoint.label} and its base {base.checkpoint.label} share "
+        f"{len(here & there)} of {max(len(here), len(there))} matrices: "
+        f"{', '.join(only_here[:2]) or 'nothing'} here, {', '.join(only_there[:2]) or 'nothing'} "
+        f"there; {f'one side carries the prefix {hint}' if hint else 'name another --base'}"
+    )
+
+
+def _notices(
+    tensors: Sequence[ScopedTensor], base: CheckpointContents, last: CheckpointContents
+) -> tuple[Notice, ...]:
+    notices: list[Notice] = []
+
+    def tell(code: str, names: Sequence[str], what: str) -> None:
+        if names:
+            listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            notices.append(Notice(code, f"{len(names)} {what}: {listed}"))
+
+    base_only = [
+        n for n in base.tensors if n not in last.tensors and not n.endswith("lm_head.weight")
+    ]
+    tell("base_only", base_only, "tensors are only in the base and are left out")
+    for code, start, what in (
+        ("last_only", "not in the base", "tensors are not in the base and are copied"),
+        ("gap", "missing in", "tensors are missing in some checkpoint and are copied"),
+        ("grown", "more rows", "tensors have more rows than before and are copied"),
+        ("stack", "a stack", "stacks of matrices are not predicted by this version"),
+    ):
+        tell(code, [t.name for t in tensors if (t.excluded_because or "").startswith(start)], what)
+    return tuple(notices)

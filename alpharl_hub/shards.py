@@ -1,0 +1,156 @@
+"""The weight files of the output: laid out before any weight is read, written in place.
+
+A shard keeps the name, the tensors and their order of the last checkpoint's shard. It is written
+under a temporary name and gets its own when every byte is there and on the disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from alpharl_hub import safetensors_header, strict_json
+from alpharl_hub.errors import WriteError
+from alpharl_hub.trajectory import TensorRef
+
+PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor to be written; `dtype` is the safetensors code it will have."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """One shard: its header, and where each tensor's bytes go."""
+
+    filename: str
+    header: bytes
+    tensors: tuple[TensorRef, ...]
+    num_bytes: int
+
+
+def lay_out(
+    filename: str, tensors: Sequence[OutputTensor], metadata: Mapping[str, str]
+) -> OutputFile:
+    """Lay tensors out in the given order behind the header that describes them."""
+    header = safetensors_header.encode_header(
+        [(t.name, t.dtype, t.shape) for t in tensors], metadata
+    )
+    refs: list[TensorRef] = []
+    position = len(header)
+    for tensor in tensors:
+        ref = _ref(tensor, filename, position)
+        refs.append(ref)
+        position = ref.stop
+    return OutputFile(filename, header, tuple(refs), position)
+
+
+def _ref(tensor: OutputTensor, filename: str, start: int) -> TensorRef:
+    num_elements = 1
+    for side in tensor.shape:
+        num_elements *= side
+    num_bytes = num_elements * safetensors_header.DTYPE_BITS[tensor.dtype] // 8
+    return TensorRef(tensor.name, tensor.dtype, tensor.shape, filename, start, start + num_bytes)
+
+
+def make_index(files: Sequence[OutputFile]) -> bytes:
+    """Write the index of a sharded model in the form that transformers writes."""
+    weight_map = {ref.name: file.filename for file in files for ref in file.tensors}
+    total_size = sum(ref.num_bytes for file in files for ref in file.tensors)
+    total_parameters = sum(ref.num_elements for file in files for ref in file.tensors)
+    index = {
+        "metadata": {"total_parameters": total_parameters, "total_size": total_size},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return (strict_json.dump(index, indent=2) + "\n").encode()
+
+
+class ShardWriter:
+    """Writes bytes of shards at their offsets; safe to share between threads.
+
+    Args:
+        folder: an existing folder of ours.
+        files: the layout.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[OutputFile]) -> None:
+        self.folder = folder
+        self.files = {file.filename: file for file in files}
+        self._descriptors: dict[str, int] = {}
+
+    def open(self) -> None:
+        """Create the shards that do not exist yet and write their headers.
+
+        Raises:
+            WriteError: the folder cannot be written.
+        """
+        for file in self.files.values():
+            if (self.folder / file.filename).exists():
+                continue
+            path = self.folder / (file.filename + PARTIAL_SUFFIX)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._descriptors[file.filename] = descriptor
+                os.ftruncate(descriptor, file.num_bytes)
+                write_at(descriptor, 0, file.header, path)
+            except OSError as error:
+                raise write_error(path, error) from error
+
+    def write(self, filename: str, start: int, data: memoryview) -> None:
+        """Write `data` at byte `start` of a shard."""
+        path = self.folder / (filename + PARTIAL_SUFFIX)
+        write_at(self._descriptors[filename], start, data, path)
+
+    def sync(self, filename: str) -> None:
+        """Return when what was written to a shard survives a power cut."""
+        try:
+            os.fsync(self._descriptors[filename])
+        except OSError as error:
+            raise write_error(self.folder / filename, error) from error
+
+    def complete(self, filename: str) -> Path:
+        """Give a shard its final name; every byte of it must have been written."""
+        self.sync(filename)
+        os.close(self._descriptors.pop(filename))
+        path = self.folder / filename
+        try:
+            os.rename(path.with_name(filename + PARTIAL_SUFFIX), path)
+        except OSError as error:
+            raise write_error(path, error) from error
+        return path
+
+    def close(self) -> None:
+        """Close what is open and leave the files as they are, for a later start."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+
+def write_at(descriptor: int, start: int, data: bytes | memoryview, path: Path) -> None:
+    """Write all of `data` at byte `start`.
+
+    Raises:
+        WriteError: the disk is full or refuses.
+    """
+    view = memoryview(data).cast("B")
+    done = 0
+    while done < len(view):
+        try:
+            done += os.pwrite(descriptor, view[done:], start + done)
+        except OSError as error:
+            raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
+    """Put an operating system's refusal to write into one line."""
+    return WriteError(
+        f"{path}: cannot be written ({error.strerror}); make room or mend it, then start again with "
+        "the same arguments to go on"
+    )

@@ -1,0 +1,1 @@
+"""Where checkpoints come from: folders on this machine, repos on a Hub."""

@@ -1,0 +1,236 @@
+"""Open one checkpoint: find its weights, read its headers and config, refuse what is no model.
+
+Reads the headers (8 bytes, then exactly their length), the index and config.json, and of local
+files a few blocks for the fingerprint: well under 1 MB for a checkpoint of the common sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from alpharl_hub import safetensors_header
+from alpharl_hub.errors import ManifestError, SourceError, TrajectoryError
+from alpharl_hub.strict_json import parse
+from alpharl_hub.trajectory import (
+    Checkpoint,
+    CheckpointContents,
+    CheckpointStore,
+    StoredFile,
+    TensorRef,
+)
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+WEIGHT_FOLDERS = ("", "hf_model", "huggingface", "actor/huggingface", "policy")
+"""Where trainers put the weights of one step: TRL, NExt, verl (two), SkyRL."""
+
+_MAX_SMALL_FILE_BYTES = 64 << 20
+_FINGERPRINT_BLOCKS = 32
+_FINGERPRINT_BLOCK_BYTES = 4096
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
+
+
+def open_contents(checkpoint: Checkpoint, store: CheckpointStore) -> CheckpointContents:
+    """Read the headers of one checkpoint.
+
+    Raises:
+        SourceError: no readable safetensors weights (the message says what there is instead).
+        HeaderError: a weight file whose header is not valid.
+        TrajectoryError: an adapter or quantized weights, which are not read.
+    """
+    files = store.files()
+    folder = find_weights_folder(files)
+    if folder is None:
+        raise _no_weights(checkpoint, files)
+    reader = _Reader(checkpoint, store, files, folder)
+    config = reader.json_object("config.json")
+    _refuse_quantized(checkpoint, config)
+    weight_files = reader.weight_files()
+    tensors: dict[str, TensorRef] = {}
+    metadata: dict[str, Mapping[str, str]] = {}
+    headers: list[bytes] = []
+    for stored in weight_files:
+        raw, header = reader.header(stored)
+        headers.append(raw)
+        metadata[stored.filename] = header.metadata
+        _enter_tensors(checkpoint, tensors, header.tensors)
+    return CheckpointContents(
+        checkpoint=checkpoint,
+        store=store,
+        weights_folder=folder,
+        weight_files=weight_files,
+        tensors=tensors,
+        metadata=metadata,
+        config=config,
+        identity=reader.identity(weight_files, headers),
+        num_bytes_read=reader.num_bytes_read,
+    )
+
+
+def find_weights_folder(files: Mapping[str, StoredFile]) -> str | None:
+    """Return where below a checkpoint's folder safetensors weights lie, or None."""
+    for folder in WEIGHT_FOLDERS:
+        prefix = f"{folder}/" if folder else ""
+        if any(prefix + name in files for name in (SINGLE_FILE, INDEX_FILE)):
+            return folder
+    return None
+
+
+class _Reader:
+    """Reads small things of one checkpoint and counts their bytes."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        store: CheckpointStore,
+        files: Mapping[str, StoredFile],
+        folder: str,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.store = store
+        self.files = files
+        self.prefix = f"{folder}/" if folder else ""
+        self.num_bytes_read = 0
+
+    def where(self, name: str) -> str:
+        return f"{self.checkpoint.label}: {self.prefix}{name}"
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        buffer = bytearray(stop - start)
+        self.store.read_into(self.prefix + name, start, memoryview(buffer))
+        self.num_bytes_read += len(buffer)
+        return bytes(buffer)
+
+    def json_object(self, name: str) -> Mapping[str, object]:
+        """Read a small JSON file; an absent one is empty (prime-rl writes weights only)."""
+        stored = self.files.get(self.prefix + name)
+        if stored is None:
+            return {}
+        if stored.num_bytes > _MAX_SMALL_FILE_BYTES:
+            raise SourceError(f"{self.where(name)}: {stored.num_bytes} bytes is no {name}")
+        try:
+            value = parse(self.read(name, 0, stored.num_bytes), self.where(name))
+        except ManifestError as error:
+            raise SourceError(str(error)) from error
+        if not isinstance(value, dict):
+            raise SourceError(f"{self.where(name)}: not a JSON object")
+        return value
+
+    def weight_files(self) -> tuple[StoredFile, ...]:
+        # A single file wins over an index beside it: that is the one transformers would load.
+        names = [SINGLE_FILE]
+        if self.prefix + SINGLE_FILE not in self.files:
+            names = self._indexed_files()
+        missing = [name for name in names if self.prefix + name not in self.files]
+        if missing:
+            raise SourceError(
+                f"{self.where(missing[0])}: named by the index but missing; is the upload complete?"
+            )
+        found = (self.files[self.prefix + name] for name in names)
+        return tuple(
+            StoredFile(f.filename.removeprefix(self.prefix), f.num_bytes, f.sha256) for f in found
+        )
+
+    def _indexed_files(self) -> list[str]:
+        weight_map = self.json_object(INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise SourceError(f"{self.where(INDEX_FILE)}: has no weight_map")
+        names = sorted({str(name) for name in weight_map.values()})
+        for name in names:
+            if len(PurePosixPath(name).parts) != 1 or name in (".", "..") or "\\" in name:
+                raise SourceError(f"{self.where(INDEX_FILE)}: {name!r} is no file beside the index")
+        return names
+
+    def header(self, stored: StoredFile) -> tuple[bytes, safetensors_header.Header]:
+        where = self.where(stored.filename)
+        size = stored.num_bytes
+        prefix = self.read(stored.filename, 0, min(8, size))
+        num_bytes = safetensors_header.header_num_bytes(prefix, size, where)
+        raw = self.read(stored.filename, 8, 8 + num_bytes)
+        header = safetensors_header.parse_header(raw, size, where)
+        tensors = tuple(
+            TensorRef(t.name, t.dtype, t.shape, stored.filename, t.start, t.stop)
+            for t in header.tensors
+        )
+        return raw, safetensors_header.Header(tensors, header.metadata)
+
+    def identity(self, weight_files: tuple[StoredFile, ...], headers: list[bytes]) -> str:
+        """Digest the Hub's sha256 of every file, or for local files sizes, headers and blocks."""
+        digest = hashlib.sha256()
+        for stored, header in zip(weight_files, headers, strict=True):
+            if stored.sha256 is not None:
+                digest.update(stored.sha256.encode())
+                continue
+            digest.update(f"{stored.num_bytes}:".encode() + header)
+            last = max(0, stored.num_bytes - _FINGERPRINT_BLOCK_BYTES)
+            for i in range(_FINGERPRINT_BLOCKS):
+                start = last * i // (_FINGERPRINT_BLOCKS - 1)
+                stop = min(stored.num_bytes, start + _FINGERPRINT_BLOCK_BYTES)
+                digest.update(self.read(stored.filename, start, stop))
+        return digest.hexdigest()
+
+
+def _enter_tensors(
+    checkpoint: Checkpoint, tensors: dict[str, TensorRef], found: tuple[TensorRef, ...]
+) -> None:
+    for ref in found:
+        if ref.name in tensors:
+            raise SourceError(
+                f"{checkpoint.label}: tensor {ref.name} stands in {tensors[ref.name].filename} and "
+                f"in {ref.filename}; one of them is stale"
+            )
+        tensors[ref.name] = ref
+
+
+def _no_weights(checkpoint: Checkpoint, files: Mapping[str, StoredFile]) -> Exception:
+    if any(name.rsplit("/", 1)[-1] == ADAPTER_FILE for name in files):
+        return TrajectoryError(
+            f"{checkpoint.label}: holds a LoRA adapter, which this version does not read; merge it "
+            "into its base first (peft: merge_and_unload)"
+        )
+    pickles = [name for name in files if name.endswith(_PICKLES)]
+    if any("world_size" in name for name in pickles):
+        return SourceError(
+            f"{checkpoint.label}: holds verl's sharded state and no safetensors; merge it first "
+            "(python -m verl.model_merger merge --backend fsdp)"
+        )
+    if pickles:
+        return SourceError(
+            f"{checkpoint.label}: weights only as pickles ({pickles[0]}), which are never opened; "
+            "convert them to safetensors first"
+        )
+    return SourceError(f"{checkpoint.label}: no {SINGLE_FILE} and no {INDEX_FILE}")
+
+
+def _refuse_quantized(checkpoint: Checkpoint, config: Mapping[str, object]) -> None:
+    if config.get("quantization_config"):
+        raise TrajectoryError(
+            f"{checkpoint.label}: quantized weights; name a run whose weights are floating point"
+        )
+
+
+def trainer_state_text(contents: CheckpointContents) -> str | None:
+    """Return the text of the checkpoint's trainer_state.json, or None without one."""
+    stored = contents.store.files().get("trainer_state.json")
+    if stored is None or stored.num_bytes > _MAX_SMALL_FILE_BYTES:
+        return None
+    buffer = bytearray(stored.num_bytes)
+    contents.store.read_into(stored.filename, 0, memoryview(buffer))
+    return buffer.decode("utf-8", errors="replace")
+
+
+def config_value(config: Mapping[str, object], key: str) -> object:
+    """Look a key up in a config, then in its text_config (multimodal models nest it)."""
+    if key in config:
+        return config[key]
+    nested = config.get("text_config")
+    return nested.get(key) if isinstance(nested, dict) else None
+
+
+def dump_config(config: Mapping[str, object]) -> bytes:
+    """Write a config as transformers does: two spaces, keys as they stand, a newline."""
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

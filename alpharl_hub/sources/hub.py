@@ -1,0 +1,250 @@
+"""Checkpoints in repos on a Hub: a run's steps from its refs or folders, files by byte ranges."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+
+from alpharl_hub.errors import SourceError, TrajectoryError
+from alpharl_hub.manifest import Notice
+from alpharl_hub.sources.contents import find_weights_folder
+from alpharl_hub.sources.http_reader import SignedAddress
+from alpharl_hub.sources.hub_client import HubClient, RepoRefs, cached_file
+from alpharl_hub.sources.hub_uri import RepoPlace
+from alpharl_hub.sources.listing import Listing, keep_complete, refuse_empty
+from alpharl_hub.sources.local import read_file_into
+from alpharl_hub.sources.step_names import (
+    PLACEHOLDER,
+    Family,
+    choose_family,
+    find_families,
+    match_pattern,
+)
+from alpharl_hub.trajectory import Checkpoint, CheckpointStore, StoredFile
+
+_MAX_CARD_BYTES = 1 << 20
+
+
+class HubFolder:
+    """One folder of one commit of one repo; safe to share between threads."""
+
+    def __init__(self, client: HubClient, repo: str, commit: str, folder: str) -> None:
+        self._client = client
+        self._repo = repo
+        self._commit = commit
+        self._prefix = f"{folder}/" if folder else ""
+        self._addresses: dict[str, SignedAddress] = {}
+        self._cached: dict[str, str | None] = {}
+        self._lock = threading.Lock()
+
+    def files(self) -> Mapping[str, StoredFile]:
+        """List the folder from the commit's tree, which is asked for once."""
+        return below(self._client.tree(self._repo, self._commit), self._prefix)
+
+    def read_into(self, filename: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer`, from the local cache where it holds this file of this commit."""
+        path = self._prefix + filename
+        with self._lock:
+            if path not in self._cached:
+                self._cached[path] = cached_file(self._repo, path, self._commit)
+            cached = self._cached[path]
+        if cached is not None:
+            read_file_into(cached, start, buffer)
+            return
+        stored = self.files().get(filename)
+        what = f"{self._repo}@{self._commit[:12]}/{path}"
+        if stored is None:
+            raise SourceError(f"{what}: no such file")
+
+        def address(renew: bool) -> SignedAddress:
+            return self._address(path, renew)
+
+        self._client.reader.read_into(
+            address, start, buffer, file_num_bytes=stored.num_bytes, what=what
+        )
+
+    def _address(self, path: str, renew: bool) -> SignedAddress:
+        with self._lock:
+            if renew or path not in self._addresses:
+                self._addresses[path] = self._client.resolve(self._repo, path, self._commit)
+            return self._addresses[path]
+
+    def is_private(self) -> bool:
+        """Whether the repo is private or gated."""
+        return self._client.facts(self._repo).restricted
+
+
+def below(tree: Mapping[str, StoredFile], prefix: str) -> Mapping[str, StoredFile]:
+    """Return the files below a folder, by path relative to it."""
+    return {
+        path.removeprefix(prefix): StoredFile(path.removeprefix(prefix), f.num_bytes, f.sha256)
+        for path, f in tree.items()
+        if path.startswith(prefix)
+    }
+
+
+class HubRun:
+    """A run in one repo: a branch, a tag or a folder per step."""
+
+    def __init__(self, client: HubClient, place: RepoPlace) -> None:
+        if PLACEHOLDER in place.repo:
+            raise TrajectoryError(
+                f"{place}: runs with a repo per step are not read by this version; "
+                "download the steps side by side and name their folder"
+            )
+        self._client = client
+        self._refs = client.refs(place.repo)
+        self._place = join_slashed_revision(place, self._refs)
+
+    def list_steps(self) -> Listing:
+        """Find the steps: by the pattern, else the first of branches, tags, folders that has two."""
+        place = self._place
+        if place.revision and PLACEHOLDER in place.revision:
+            return self._by_revision_pattern(place.revision)
+        if PLACEHOLDER in place.folder:
+            return self._by_folder_pattern()
+        if place.revision is None and not place.folder:
+            found = self._by_refs("branches", self._refs.branches)
+            found = found or self._by_refs("tags", self._refs.tags)
+            if found:
+                return found
+        return self._by_folders()
+
+    def _by_refs(self, layout: str, refs: Mapping[str, str]) -> Listing | None:
+        family = choose_family(find_families(refs), self._place.repo, f"{self._place.repo}@*")
+        if family is None:
+            return None
+        return self._listing_of_refs(layout, family, refs, self._other_kinds(layout))
+
+    def _other_kinds(self, layout: str) -> tuple[Notice, ...]:
+        if layout != "branches" or not find_families(self._refs.tags):
+            return ()
+        pattern = find_families(self._refs.tags)[0].pattern
+        message = f"there are tags named {pattern} too; the branches are read"
+        return (Notice("other_layouts", message),)
+
+    def _by_revision_pattern(self, pattern: str) -> Listing:
+        for layout, refs in (("branches", self._refs.branches), ("tags", self._refs.tags)):
+            family = match_pattern(pattern, refs)
+            if family.names:
+                return self._listing_of_refs(layout, family, refs, ())
+        near = ", ".join([*self._refs.branches, *self._refs.tags][:5])
+        raise TrajectoryError(f"{self._place.repo}: no revision fits {pattern}; there is {near}")
+
+    def _listing_of_refs(
+        self, layout: str, family: Family, refs: Mapping[str, str], notices: tuple[Notice, ...]
+    ) -> Listing:
+        checkpoints = tuple(
+            Checkpoint(step, self._place.repo, name, refs[name], self._place.folder)
+            for step, name in family.names.items()
+        )
+        return Listing(layout, family.pattern, checkpoints, notices)
+
+    def _by_folder_pattern(self) -> Listing:
+        before, _, after = self._place.folder.partition(PLACEHOLDER)
+        parent, _, stem = before.rpartition("/")
+        tail, _, inner = after.partition("/")
+        family = match_pattern(f"{stem}{PLACEHOLDER}{tail}", self._folders_below(parent))
+        listing = self._listing_of_folders(family, parent, inner)
+        return refuse_empty(listing, str(self._place))
+
+    def _by_folders(self) -> Listing:
+        parent = self._place.folder
+        families = find_families(self._folders_below(parent))
+        family = choose_family(families, str(self._place), f"{self._place}/*")
+        if family is not None:
+            return self._listing_of_folders(family, parent, "")
+        if find_weights_folder(below(self._tree(), f"{parent}/" if parent else "")) is None:
+            return refuse_empty(Listing("folders", "", (), ()), str(self._place))
+        return Listing("single", "", (), ())
+
+    def _revision(self) -> tuple[str, str]:
+        revision = self._place.revision or "main"
+        commit = self._refs.commit_of(revision)
+        return revision, commit or self._client.commit_of(self._place.repo, revision)
+
+    def _tree(self) -> Mapping[str, StoredFile]:
+        return self._client.tree(self._place.repo, self._revision()[1])
+
+    def _folders_below(self, parent: str) -> tuple[str, ...]:
+        prefix = f"{parent}/" if parent else ""
+        names = {path.removeprefix(prefix) for path in self._tree() if path.startswith(prefix)}
+        return tuple(sorted({name.split("/")[0] for name in names if "/" in name}))
+
+    def _listing_of_folders(self, family: Family, parent: str, inner: str) -> Listing:
+        revision, commit = self._revision()
+        folders = {
+            step: "/".join(part for part in (parent, name, inner) if part)
+            for step, name in family.names.items()
+        }
+        tree = self._tree()
+        files = {folder: below(tree, folder + "/") for folder in folders.values()}
+        kept, notices = keep_complete(files)
+        checkpoints = tuple(
+            Checkpoint(step, self._place.repo, revision, commit, folder)
+            for step, folder in folders.items()
+            if folder in kept
+        )
+        pattern = "/".join(part for part in (parent, family.pattern, inner) if part)
+        return Listing("folders", pattern, checkpoints, notices)
+
+    def extra_checkpoint(self, name: str, step: int) -> Checkpoint:
+        """Pin a branch, tag or commit of the repo as a step."""
+        commit = self._refs.commit_of(name) or self._client.commit_of(self._place.repo, name)
+        folder = "" if PLACEHOLDER in self._place.folder else self._place.folder
+        return Checkpoint(step, self._place.repo, name, commit, folder)
+
+    def open_store(self, checkpoint: Checkpoint) -> CheckpointStore:
+        """Open one pinned commit."""
+        assert checkpoint.commit is not None, "what is on a Hub is pinned"
+        return HubFolder(self._client, checkpoint.source, checkpoint.commit, checkpoint.folder)
+
+    def card_text(self, checkpoint: Checkpoint) -> str | None:
+        """Return the card of the checkpoint's folder, of its commit, or of main."""
+        commits = [checkpoint.commit or "", self._refs.branches.get("main", "")]
+        folders = [checkpoint.folder, ""]
+        for commit in filter(None, dict.fromkeys(commits)):
+            for folder in dict.fromkeys(folders):
+                store = HubFolder(self._client, self._place.repo, commit, folder)
+                stored = store.files().get("README.md")
+                if stored is not None:
+                    buffer = bytearray(min(stored.num_bytes, _MAX_CARD_BYTES))
+                    store.read_into("README.md", 0, memoryview(buffer))
+                    return buffer.decode("utf-8", errors="replace")
+        return None
+
+
+def join_slashed_revision(place: RepoPlace, refs: RepoRefs) -> RepoPlace:
+    """Take a branch with a bare slash as what it is, when exactly one listed ref fits.
+
+    ORG/NAME@feature/x is revision `feature`, folder `x` to the parser; if there is no such ref but
+    one called feature/x, that was meant.
+    """
+    if place.revision is None or not place.folder:
+        return place
+    parts = [place.revision, *place.folder.split("/")]
+    names = [*refs.branches, *refs.tags]
+    fitting = []
+    for count in range(1, len(parts) + 1):
+        revision, folder = "/".join(parts[:count]), "/".join(parts[count:])
+        fits = (
+            match_pattern(revision, names).names if PLACEHOLDER in revision else revision in names
+        )
+        if fits:
+            fitting.append(RepoPlace(place.repo, revision, folder))
+    if len(fitting) > 1:
+        listed = " or ".join(f"revision {p.revision} with folder {p.folder!r}" for p in fitting)
+        raise TrajectoryError(f"{place}: either {listed}; write the slash of a branch as %2F")
+    return fitting[0] if fitting else place
+
+
+def pin_place(client: HubClient, place: RepoPlace) -> tuple[Checkpoint, CheckpointStore]:
+    """Take a repo at a revision (default: main) as a base."""
+    if PLACEHOLDER in str(place):
+        raise SourceError(f"--base {place}: a base is one model; leave {PLACEHOLDER} out")
+    refs = client.refs(place.repo)
+    place = join_slashed_revision(place, refs)
+    revision = place.revision or "main"
+    commit = refs.commit_of(revision) or client.commit_of(place.repo, revision)
+    checkpoint = Checkpoint(None, place.repo, revision, commit, place.folder)
+    return checkpoint, HubFolder(client, place.repo, commit, place.folder)

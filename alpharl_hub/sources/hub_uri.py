@@ -1,0 +1,57 @@
+"""What a RUN or --base says when it names a repo: repo, revision, folder, with one {step} at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from huggingface_hub import constants, parse_hf_uri
+from huggingface_hub.errors import HfUriError
+
+from alpharl_hub.errors import SourceError
+from alpharl_hub.sources.step_names import PLACEHOLDER
+
+# The client's parser knows no placeholder; digits stand in for it, too many to be anybody's step.
+_STAND_IN = "88997766554433221100"
+
+
+@dataclass(frozen=True)
+class RepoPlace:
+    """`revision` None means the default branch; `folder` is empty for the root of the repo."""
+
+    repo: str
+    revision: str | None
+    folder: str
+
+    def __str__(self) -> str:
+        """Write it as it is typed."""
+        revision = f"@{self.revision}" if self.revision else ""
+        folder = f"/{self.folder}" if self.folder else ""
+        return f"{self.repo}{revision}{folder}"
+
+
+def parse_place(text: str) -> RepoPlace:
+    """Parse [hf://]ORG/NAME[@REVISION][/FOLDER], or a browser's URL.
+
+    Raises:
+        SourceError: not of that form, not a model repo, or a path with `..`.
+    """
+    if text.count(PLACEHOLDER) > 1:
+        raise SourceError(f"{text}: {PLACEHOLDER} stands more than once; one number tells the step")
+    if any(part == ".." for part in text.replace("@", "/").split("/")):
+        raise SourceError(f"{text}: `..` has no place in the name of a repo")
+    uri = text if "://" in text else f"hf://{text}"
+    try:
+        parsed = parse_hf_uri(uri.replace(PLACEHOLDER, _STAND_IN), endpoint=constants.ENDPOINT)
+    except HfUriError as error:
+        reason = str(error).splitlines()[0].replace(_STAND_IN, PLACEHOLDER)
+        raise SourceError(
+            f"{text}: neither a folder here nor ORG/NAME[@REVISION][/FOLDER] on the Hub ({reason})"
+        ) from error
+    if parsed.type != "model":
+        raise SourceError(f"{text}: a {parsed.type}; only model repos hold checkpoints")
+
+    def restore(part: str) -> str:
+        return part.replace(_STAND_IN, PLACEHOLDER)
+
+    revision = restore(parsed.revision) if parsed.revision is not None else None
+    return RepoPlace(restore(parsed.id), revision, restore(parsed.path_in_repo).strip("/"))

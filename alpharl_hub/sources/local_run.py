@@ -1,0 +1,107 @@
+"""A run whose checkpoints are folders on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alpharl_hub.errors import SourceError, TrajectoryError
+from alpharl_hub.sources.contents import find_weights_folder
+from alpharl_hub.sources.listing import Listing, keep_complete, refuse_empty
+from alpharl_hub.sources.local import LocalFolder, list_step_folders
+from alpharl_hub.sources.step_names import (
+    PLACEHOLDER,
+    Family,
+    choose_family,
+    find_families,
+    match_pattern,
+)
+from alpharl_hub.trajectory import Checkpoint, CheckpointStore
+
+
+class LocalRun:
+    """Step folders below one root, found by their names or by a pattern with {step}."""
+
+    def __init__(self, run: str) -> None:
+        path = Path(run).expanduser()
+        self.text = run
+        self.inner = ""
+        self.pattern: str | None = None
+        if PLACEHOLDER in run:
+            parts = path.parts
+            position = next(i for i, part in enumerate(parts) if PLACEHOLDER in part)
+            self.pattern = parts[position]
+            self.inner = "/".join(parts[position + 1 :])
+            path = Path(*parts[:position])
+        self.root = path
+
+    def list_steps(self) -> Listing:
+        """List the step folders; a folder that is itself a model has no steps of its own."""
+        if not self.root.is_dir():
+            raise SourceError(f"{self.root}: no such folder; to name a repo, write hf://ORG/NAME")
+        family = self._family(list_step_folders(self.root))
+        if family is None:
+            return self._single()
+        files = {name: LocalFolder(self._path(name)).files() for name in family.names.values()}
+        kept, notices = keep_complete(files)
+        checkpoints = tuple(
+            Checkpoint(step, str(self._path(name)), None, None, "")
+            for step, name in family.names.items()
+            if name in kept
+        )
+        pattern = f"{family.pattern}/{self.inner}" if self.inner else family.pattern
+        listing = Listing("local", pattern, checkpoints, notices)
+        return refuse_empty(listing, self.text)
+
+    def _family(self, names: tuple[str, ...]) -> Family | None:
+        if self.pattern is None:
+            return choose_family(find_families(names), self.text, f"{self.text.rstrip('/')}/*")
+        family = match_pattern(self.pattern, names)
+        if not family.names:
+            raise TrajectoryError(
+                f"{self.root}: no folder fits {self.pattern}; there is {', '.join(names[:5])}"
+                if names
+                else f"{self.root}: no folder fits {self.pattern}; it has no folders"
+            )
+        return family
+
+    def _single(self) -> Listing:
+        if find_weights_folder(LocalFolder(self.root).files()) is None:
+            return refuse_empty(Listing("local", "", (), ()), self.text)
+        return Listing("single", "", (), ())
+
+    def _path(self, name: str) -> Path:
+        return self.root / name / self.inner if self.inner else self.root / name
+
+    def extra_checkpoint(self, name: str, step: int) -> Checkpoint:
+        """Take the folder `name` below the root (or ".", the root itself) as a step."""
+        path = self.root / name
+        if not path.is_dir():
+            raise SourceError(f"--at {name}={step}: {path} is no folder")
+        return Checkpoint(step, str(path), None, None, "")
+
+    def open_store(self, checkpoint: Checkpoint) -> CheckpointStore:
+        """Open one of the folders."""
+        return LocalFolder(Path(checkpoint.source))
+
+    def card_text(self, checkpoint: Checkpoint) -> str | None:
+        """Return the README.md beside the weights, else the one of the run's root."""
+        for folder in (Path(checkpoint.source), self.root):
+            card = folder / "README.md"
+            if card.is_file():
+                return card.read_text(encoding="utf-8", errors="replace")
+        return None
+
+
+def pin_folder(text: str) -> tuple[Checkpoint, CheckpointStore]:
+    """Take a local folder as a base."""
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise SourceError(f"--base {text}: no such folder; to name a repo, write hf://ORG/NAME")
+    return Checkpoint(None, str(path), None, None, ""), LocalFolder(path)
+
+
+def is_local(text: str) -> bool:
+    """Whether a RUN or base names a folder: by its first character, or because it is one."""
+    if text.startswith("hf://"):
+        return False
+    return text.startswith(("/", ".", "~")) or Path(text).is_dir()

@@ -1,0 +1,179 @@
+"""Open the trajectory of a run: list its steps, select, pin, read headers, find base and scores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from alpharl_hub.errors import ScoreError, TrajectoryError
+from alpharl_hub.manifest import Notice
+from alpharl_hub.scores import ScoreTable, parse_scores, scores_from_trainer_state
+from alpharl_hub.sources.base_choice import choose_base
+from alpharl_hub.sources.contents import open_contents, trainer_state_text
+from alpharl_hub.sources.hub import HubRun, pin_place
+from alpharl_hub.sources.hub_client import HubClient
+from alpharl_hub.sources.hub_uri import parse_place
+from alpharl_hub.sources.listing import Listing, RunSource
+from alpharl_hub.sources.local_run import LocalRun, is_local, pin_folder
+from alpharl_hub.sources.repeats import drop_repeats
+from alpharl_hub.sources.selection import MAX_UNASKED_CHECKPOINTS, select_steps
+from alpharl_hub.trajectory import Checkpoint, CheckpointContents, CheckpointStore, Trajectory
+
+_OPENING_THREADS = 8
+
+
+def _ignore_wait(seconds: float, reason: str) -> None:
+    """Nobody wants to know."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a user says about a run; the fields are the options of the command line.
+
+    `at` holds (name, step) pairs; `on_wait` is told when a busy server is waited for, and `stop`
+    ends such a wait early.
+    """
+
+    run: str
+    base: str | None = None
+    steps: str | None = None
+    until: str | None = None
+    at: tuple[tuple[str, int], ...] = ()
+    scores: Path | None = None
+    score_key: str | None = None
+    lower_is_better: bool = False
+    keep_repeats: bool = False
+    token: str | None = field(default=None, repr=False)
+    on_wait: Callable[[float, str], None] = _ignore_wait
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+class Opener:
+    """Opens places on one Hub and on this machine; the Hub is asked only when one is named."""
+
+    def __init__(self, request: RunRequest) -> None:
+        self._request = request
+        self._client: HubClient | None = None
+
+    def client(self) -> HubClient:
+        """Return the one client of this run."""
+        if self._client is None:
+            request = self._request
+            self._client = HubClient(request.token, request.on_wait, request.stop)
+        return self._client
+
+    def run(self, text: str) -> RunSource:
+        """Open what RUN names."""
+        if is_local(text):
+            return LocalRun(text)
+        return HubRun(self.client(), parse_place(text))
+
+    def base(self, text: str) -> tuple[Checkpoint, CheckpointStore]:
+        """Open what --base, or a card, names."""
+        if is_local(text):
+            return pin_folder(text)
+        return pin_place(self.client(), parse_place(text))
+
+
+def open_trajectory(request: RunRequest) -> Trajectory:
+    """Open a run: every checkpoint pinned, selected ones with their headers read.
+
+    Raises:
+        SourceError: something cannot be read. TrajectoryError: no steps, two families, no base.
+        ScoreError: the scores asked for are not there.
+    """
+    opener = Opener(request)
+    source = opener.run(request.run)
+    listing = _with_extras(source.list_steps(), source, request)
+    answer = choose_base(request.base, listing.checkpoints, source, request.run)
+    steps = [_step(c) for c in listing.checkpoints if _step(c) != 0]
+    if not steps:
+        raise TrajectoryError(f"{request.run}: step 0 is the base, and there is no other step")
+    selected = select_steps(steps, request.steps, request.until)
+    chosen = [c for c in listing.checkpoints if c.step in selected]
+    if answer.checkpoint is not None:
+        base_place, base_store = answer.checkpoint, source.open_store(answer.checkpoint)
+    else:
+        assert answer.text is not None
+        base_place, base_store = opener.base(answer.text)
+    base, *opened = _open_all(
+        [(base_place, base_store), *((c, source.open_store(c)) for c in chosen)]
+    )
+    kept, notices = (tuple(opened), ()) if request.keep_repeats else drop_repeats(opened)
+    scores = _find_scores(request, kept)
+    return Trajectory(
+        layout=listing.layout,
+        pattern=listing.pattern,
+        base=base,
+        base_chosen_by=answer.chosen_by,
+        listed=listing.checkpoints,
+        selected_steps=selected,
+        history=kept,
+        scores=scores,
+        private=any(contents.store.is_private() for contents in (base, *kept)),
+        notices=(*listing.notices, *_tell_selection(request, steps, opened), *notices),
+    )
+
+
+def _step(checkpoint: Checkpoint) -> int:
+    assert checkpoint.step is not None, "what is listed has a step"
+    return checkpoint.step
+
+
+def _with_extras(listing: Listing, source: RunSource, request: RunRequest) -> Listing:
+    checkpoints = list(listing.checkpoints)
+    for name, step in request.at:
+        if any(c.step == step for c in checkpoints):
+            raise TrajectoryError(f"--at {name}={step}: the run has a step {step} already")
+        checkpoints.append(source.extra_checkpoint(name, step))
+    if not checkpoints:
+        raise TrajectoryError(
+            f"{request.run}: one model and no steps; say which step it is with --at main=STEP "
+            "(a folder: --at .=STEP)"
+        )
+    checkpoints.sort(key=_step)
+    return Listing(listing.layout, listing.pattern, tuple(checkpoints), listing.notices)
+
+
+def _open_all(
+    places: Sequence[tuple[Checkpoint, CheckpointStore]],
+) -> list[CheckpointContents]:
+    with ThreadPoolExecutor(_OPENING_THREADS) as pool:
+        return list(pool.map(lambda place: open_contents(*place), places))
+
+
+def _tell_selection(
+    request: RunRequest, steps: Sequence[int], opened: Sequence[CheckpointContents]
+) -> tuple[Notice, ...]:
+    if request.steps is not None or len(steps) <= MAX_UNASKED_CHECKPOINTS:
+        return ()
+    limit = request.until
+    eligible = select_steps(steps, f"{steps[0]}-", limit)
+    if len(eligible) <= len(opened):
+        return ()
+    total = sum(contents.num_bytes for contents in opened) / len(opened) * len(eligible)
+    message = (
+        f"{len(opened)} of {len(eligible)} checkpoints are used, spread evenly; "
+        f"--steps {eligible[0]}- takes all ({total / 1e9:.2g} GB of weights)"
+    )
+    return (Notice("selection", message),)
+
+
+def _find_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> ScoreTable | None:
+    if request.scores is not None:
+        try:
+            text = request.scores.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ScoreError(f"{request.scores}: cannot be read as text ({error})") from error
+        return parse_scores(text, request.scores.name, request.score_key, request.lower_is_better)
+    states = {_step(c.checkpoint): trainer_state_text(c) for c in history}
+    texts = {step: text for step, text in states.items() if text is not None}
+    if not texts and request.score_key is not None:
+        raise ScoreError(
+            f"--score-key {request.score_key}: no checkpoint has a trainer_state.json; "
+            "give the scores with --scores FILE"
+        )
+    return scores_from_trainer_state(texts, request.score_key) if texts else None
