@@ -9,7 +9,7 @@ import torch
 
 from alpharl_hub.direction import DirectionSums, direction_sums
 from alpharl_hub.executors.local import WindowReads
-from alpharl_hub.factors import FactorBuilder, Factors
+from alpharl_hub.factors import FactorBuilder, Factors, MatrixQuality, quality_of
 from alpharl_hub.plan import BASE
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.window_work import require_finite, subtract
@@ -19,28 +19,36 @@ OnFactors = Callable[[str, Factors], None]
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """What is kept of one matrix in the journal; `certified` is that of the last step."""
+    """What is kept of one matrix in the journal."""
 
     name: str
-    certified: bool
-    direction: DirectionSums | None
+    quality: MatrixQuality
+    direction: DirectionSums
 
 
 class WindowAnalyser:
     """Factorises the matrices of windows; one object serves all workers.
 
     Args:
-        trajectory: names what is read, for errors.
+        trajectory: the steps, and names of what is read for errors.
+        scores_T: the score of every checkpoint, or None.
         rank: how many triplets of each delta.
         middle: position of the checkpoint nearest half of the last step.
         on_factors: told each matrix's factors, in the worker's thread.
     """
 
     def __init__(
-        self, trajectory: Trajectory, rank: int, middle: int, on_factors: OnFactors
+        self,
+        trajectory: Trajectory,
+        scores_T: tuple[float, ...] | None,
+        rank: int,
+        middle: int,
+        on_factors: OnFactors,
     ) -> None:
         self._labels = [c.checkpoint.label for c in (*trajectory.history, trajectory.base)]
         self._last = len(trajectory.history) - 1
+        self._steps_T = trajectory.steps_T
+        self._scores_T = scores_T
         self._rank = rank
         self._middle = middle
         self._on_factors = on_factors
@@ -78,5 +86,6 @@ class WindowAnalyser:
             factors = builder.finish()
             self._on_factors(name, factors)
             sums = direction_sums(kept[BASE][i], kept[self._middle][i], kept[self._last][i])
-            results.append(MatrixResult(name, factors.certified_T[-1], sums))
+            quality = quality_of(factors, self._steps_T, self._scores_T, builder.certified)
+            results.append(MatrixResult(name, quality, sums))
         return tuple(results)

@@ -8,6 +8,7 @@ Numerical convention: samples are widened to fp32 and subtracted, squares are su
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -78,7 +79,7 @@ def _rows(contents: CheckpointContents, ref: TensorRef | None) -> torch.Tensor:
 
 
 def _norm(tensors: Sequence[torch.Tensor]) -> float:
-    return sum(float(t.double().square().sum()) for t in tensors) ** 0.5
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 
 def _judge(trajectory: Trajectory, base_norm: float, first: float, last: float) -> BaseCheck:

@@ -62,15 +62,15 @@ def file_order(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
     return tuple(sorted(refs, key=lambda ref: (ref.filename, ref.start, ref.stop, ref.name)))
 
 
-def dest_starts(refs: Sequence[TensorRef]) -> dict[str, int]:
-    """Where each tensor begins in a buffer that `plan_ranges` of the same `refs` fills, by name.
+def dest_starts(refs: Sequence[TensorRef]) -> dict[TensorRef, int]:
+    """Where each tensor begins in a buffer that `plan_ranges` of the same `refs` fills.
 
     The buffer holds the tensors one after another in file order, without gaps.
     """
     starts = {}
     position = 0
     for ref in file_order(refs):
-        starts[ref.name] = position
+        starts[ref] = position
         position += ref.num_bytes
     return starts
 

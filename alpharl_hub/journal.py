@@ -29,7 +29,7 @@ class Journal:
         identity: what makes this run this run; a journal of another run is refused.
 
     Raises:
-        WriteError: another process holds the folder, it belongs to another run, or the disk refuses.
+        WriteError: another process holds the folder, another run left it, or the disk refuses.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:

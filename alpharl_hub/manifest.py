@@ -86,7 +86,7 @@ class TensorRecord:
 
     `action` is predicted, copied (from the last checkpoint), base or linear. `sigma`,
     `rank1_share` (0 to 1) and `frobenius` are those of the last delta; `rounding_loss` is the norm
-    lost in rounding over the norm of the update; `unchanged` the share of entries equal to the base.
+    lost in rounding over the norm of the update; `unchanged` the share of entries equal to the base
     """
 
     name: str

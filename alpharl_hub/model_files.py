@@ -1,4 +1,4 @@
-"""What a model folder holds beside its weights: which files are copied, and the one edit of config."""
+"""What a model folder holds beside its weights: which files are copied, and the one edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tensor's name says: its layer, its module group, and whether it is a matrix of interest."""
+"""What a tensor's name says: its layer, its module group, and whether it is in scope."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from alpharl_hub.errors import ResourceError, WriteError
@@ -17,6 +18,15 @@ RESULT_FOLDER = "result"
 """Where inside the work folder the output is put together."""
 
 _SPARE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class FolderRequest:
+    """The folder that an output goes to, and where unfinished work lies (None: beside it)."""
+
+    folder: Path
+    overwrite: bool
+    work_dir: Path | None
 
 
 def check_output(output: Path, overwrite: bool) -> None:

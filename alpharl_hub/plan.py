@@ -92,7 +92,7 @@ class Cost:
 
 
 Decide = Callable[[ScopedTensor], tuple[str, frozenset[int], bool]]
-"""Says of a tensor: what happens to it, which positions are read for it, and whether it is probed."""
+"""Says of a tensor what happens to it, which positions are read for it, and whether to probe."""
 
 
 def plan_windows(
@@ -193,24 +193,29 @@ def part_bytes(part: Part) -> int:
 
 
 def read_cost(windows: Sequence[Window]) -> tuple[int, int]:
-    """Return (bytes, requests) of one reading of all windows, one resolve for each file included."""
+    """Return (bytes, requests) of one reading of all windows, a resolve for each file included."""
     num_bytes = num_requests = 0
     files: set[tuple[int, str]] = set()
     for window in windows:
         for position in window.positions:
-            refs = tuple({ref: None for _, ref in window.reads_at(position)})
+            refs = read_once([ref for _, ref in window.reads_at(position)])
             num_bytes += sum(ref.num_bytes for ref in refs)
             num_requests += len(plan_ranges(refs, MAX_RANGE_BYTES))
             files.update((position, ref.filename) for ref in refs)
     return num_bytes, num_requests + len(files)
 
 
+def read_once(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
+    """Leave out what stands twice: a head that is tied in one checkpoint is its embedding there."""
+    return tuple(dict.fromkeys(refs))
+
+
 def window_memory_bytes(window: Window, num_deltas_held: int) -> int:
     """Bound what one worker holds for a window.
 
     Three readings as stored (the one at work, the next, and the one on the wire), the base and the
-    middle one as stored, the outputs; and for the largest part the delta, the base, the last and the
-    prediction in fp32, besides what the method keeps.
+    middle one as stored, the outputs; and for the largest part the delta, the base, the last and
+    the prediction in fp32, besides what the method keeps.
     """
     stored = sum(part_bytes(part) for part in window.parts)
     output = sum(part.output.num_bytes for part in window.parts if part.output)

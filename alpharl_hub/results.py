@@ -1,4 +1,4 @@
-"""What the library's functions answer with; the command line prints them, or writes them as JSON."""
+"""What the library's functions answer with; the command line prints them or writes JSON."""
 
 from __future__ import annotations
 

@@ -76,8 +76,8 @@ def _refuse_quantized(contents: CheckpointContents) -> None:
     for name in contents.tensors:
         if _QUANTIZED.search(name):
             raise TrajectoryError(
-                f"{contents.checkpoint.label}: {name} belongs to quantized weights; name a run whose "
-                "weights are floating point"
+                f"{contents.checkpoint.label}: {name} belongs to quantized weights; name a run "
+                "whose weights are floating point"
             )
 
 

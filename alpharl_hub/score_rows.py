@@ -18,7 +18,7 @@ from pathlib import PurePath
 from alpharl_hub.errors import ScoreError
 
 MAX_TEXT_CHARS = 64 << 20
-"""A log of 50,000 steps with fifty numbers each stays below; a larger one is more than scores."""
+"""A log of 10,000 steps with a hundred numbers each (50 characters with its key) stays below."""
 
 MAX_STEP = 10**15
 """Steps are also used as float64, which holds every integer up to 2^53, about 9e15."""

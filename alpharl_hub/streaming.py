@@ -10,7 +10,6 @@ from typing import Any, Protocol, TypeVar
 from alpharl_hub import strict_json
 from alpharl_hub.errors import WriteError
 from alpharl_hub.executors.local import LocalExecutor, WindowReads
-from alpharl_hub.manifest import Notice
 from alpharl_hub.plan import Window, read_cost
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.window_reader import WindowReader
@@ -22,21 +21,24 @@ def _no_progress(done_bytes: int, total_bytes: int) -> None:
     """Nobody watches."""
 
 
-def _no_notice(notice: Notice) -> None:
-    """Nobody listens."""
-
-
 @dataclass(frozen=True)
 class Hooks:
     """What the library tells while it works, and how it is stopped.
 
-    `on_progress(done_bytes, total_bytes)` and `on_notice` may be called from any thread; `stop` is
-    set to end soon, with everything kept that was finished.
+    `on_progress(done_bytes, total_bytes)` is called from any thread, in order; `stop` is set to end
+    soon, with everything kept that was finished.
     """
 
     on_progress: Callable[[int, int], None] = _no_progress
-    on_notice: Callable[[Notice], None] = _no_notice
     stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where the work is done (all GPUs or the CPU when empty), and with how much memory at most."""
+
+    devices: tuple[str, ...] = ()
+    memory_bytes: int | None = None
 
 
 class Results(Protocol):

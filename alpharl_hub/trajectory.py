@@ -119,7 +119,7 @@ class CheckpointContents:
         return max(by_dtype, key=lambda code: by_dtype[code]) if by_dtype else ""
 
     def path_of(self, filename: str) -> str:
-        """Return the path, below the checkpoint's folder, of a file beside the weights ("": prefix)."""
+        """Return the path below the checkpoint's folder of a file beside the weights."""
         return f"{self.weights_folder}/{filename}" if self.weights_folder else filename
 
     @property
@@ -133,7 +133,8 @@ class Trajectory:
     """One run: a base and its checkpoints in the order of steps.
 
     `listed` are all steps that were found; `history` those that were selected, without repeats of
-    identical weights; `layout` is branches, tags, folders, local or single.
+    identical weights; `layout` is branches, tags, folders, local or single; `card` is the text
+    of the run's own README.md.
     """
 
     layout: str
@@ -145,6 +146,7 @@ class Trajectory:
     history: tuple[CheckpointContents, ...]
     scores: ScoreTable | None
     private: bool
+    card: str | None
     notices: tuple[Notice, ...]
 
     @property

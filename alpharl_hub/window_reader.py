@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.byte_ranges import PlannedRange, dest_starts, plan_ranges
-from alpharl_hub.plan import MAX_RANGE_BYTES, Window
+from alpharl_hub.plan import MAX_RANGE_BYTES, Window, read_once
 from alpharl_hub.trajectory import CheckpointContents, TensorRef
 
 StoredTensors = Mapping[int, Tensor]
-"""Tensors on the worker's device by the part's place in its window; what is not floating as bytes."""
+"""Tensors on the worker's device by the part's place in its window; not floating: as bytes."""
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -51,8 +51,7 @@ class WindowReader:
         """Read what a window needs of one checkpoint, its pieces side by side."""
         contents = self._contents[position]
         reads = window.reads_at(position)
-        # A head that is tied there and not here is the embedding: one reading serves both.
-        refs = tuple({ref: None for _, ref in reads})
+        refs = read_once([ref for _, ref in reads])
         pinned = torch.device(device).type == "cuda"
         host = torch.empty(sum(r.num_bytes for r in refs), dtype=torch.uint8, pin_memory=pinned)
         buffer = memory_of(host)
@@ -83,7 +82,7 @@ def memory_of(tensor: Tensor) -> memoryview:
 
 def _views(
     reads: Sequence[tuple[int, TensorRef]],
-    starts: Mapping[str, int],
+    starts: Mapping[TensorRef, int],
     host: Tensor,
     device: str,
 ) -> StoredTensors:
@@ -91,7 +90,7 @@ def _views(
     on_device = host.to(device, non_blocking=True)
     found: dict[int, Tensor] = {}
     for place, ref in reads:
-        start = starts[ref.name]
+        start = starts[ref]
         raw = on_device[start : start + ref.num_bytes]
         dtype = TORCH_DTYPES.get(ref.dtype)
         if dtype is None:

@@ -8,7 +8,7 @@ would be rounded to bf16); the prediction is fp32 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -71,13 +71,14 @@ def require_finite(delta: Tensor, label: str, name: str) -> None:
 class Recipe:
     """How predictions are made, the same for every window.
 
-    `others` predicts what is out of the method's scope with --others linear; `ready` holds the
-    predictors of a run whose factors were extracted before. `target` and `last` are responses.
+    `others` predicts what is out of the method's scope with --others linear; `ready` gives the
+    predictor of a matrix whose factors were extracted before. `target` and `last` are responses;
+    `middle` is the position where the direction is probed.
     """
 
     method: Method
     others: Method | None
-    ready: Mapping[str, Predictor]
+    ready: Callable[[str, torch.device], Predictor] | None
     target: float
     others_target: float
     last: float
@@ -97,7 +98,8 @@ class _PartState:
         self.fit: TensorFit | None = None
         self.observed: frozenset[int] = frozenset()
         method = recipe.others if part.action == LINEAR else recipe.method
-        if part.action not in (COPIED, FROM_BASE) and part.name not in recipe.ready:
+        is_ready = recipe.ready is not None and part.action != LINEAR
+        if part.action not in (COPIED, FROM_BASE) and not is_ready:
             assert method is not None
             self.fit = method.fit(part.name, part.shape)
             self.observed = frozenset(method.observed)
@@ -130,7 +132,7 @@ class _PartState:
         if self.part.action in (COPIED, FROM_BASE):
             position = BASE if self.part.action == FROM_BASE else self.recipe.last_position
             return self._cast(self.stored[position], dtype), None, None
-        predictor: Predictor = self.fit or self.recipe.ready[self.part.name]
+        predictor = self._predictor()
         is_other = self.part.action == LINEAR
         target = self.recipe.others_target if is_other else self.recipe.target
         delta_hat = predictor.predict_delta(target)
@@ -142,6 +144,12 @@ class _PartState:
         weights = combine(base, last, delta_hat, at_last, self.recipe.damping)
         rounded, rounding = round_to(weights, dtype, base, self.part.name)
         return rounded, rounding, predictor.quality()
+
+    def _predictor(self) -> Predictor:
+        if self.fit is not None:
+            return self.fit
+        assert self.recipe.ready is not None
+        return self.recipe.ready(self.part.name, self.stored[BASE].device)
 
     def _cast(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         if not stored.is_floating_point() or stored.dtype == dtype:

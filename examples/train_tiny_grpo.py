@@ -24,13 +24,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from tiny_base import BaseRecipe, train_base
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
@@ -73,7 +74,9 @@ class StoringTrainer(GRPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if (self.recipe.dtype, self.recipe.max_shard_size) != ("float32", DEFAULT_SHARD_SIZE):
-            store(self.model, self.recipe.dtype, self.recipe.max_shard_size, Path(output_dir))
+            folder = Path(output_dir)
+            (folder / "model.safetensors").unlink()  # loaders prefer it to shards beside it
+            store(self.model, self.recipe.dtype, self.recipe.max_shard_size, folder)
 
 
 def store(model: PreTrainedModel, dtype: str, max_shard_size: str, folder: Path) -> None:
@@ -218,24 +221,32 @@ def verify(recorded: Path) -> bool:
     return equal
 
 
+def commit_folder(api: HfApi, repo_id: str, folder: Path, branch: str = "main") -> None:
+    """Upload what is needed to load a checkpoint as one commit."""
+    paths = [path for path in sorted(folder.iterdir()) if path.name not in TRAINING_STATE]
+    where = {"repo_id": repo_id, "revision": branch, "commit_message": f"Upload {folder.name}"}
+    try:
+        api.create_commit(operations=[CommitOperationAdd(p.name, p) for p in paths], **where)
+    except ConnectionError:  # what hf_xet 1.8 raises where the Hub has no Xet
+        with ExitStack() as opened:
+            files = {path.name: opened.enter_context(path.open("rb")) for path in paths}
+            operations = [CommitOperationAdd(name, file) for name, file in files.items()]
+            api.create_commit(operations=operations, **where)  # open files always go over LFS
+
+
 def push(out: Path, repo_id: str) -> None:
     """Upload the base as its own repo and every checkpoint as a branch step_N of a second one."""
     api = HfApi()
     api.create_repo(f"{repo_id}-base", exist_ok=True)
-    api.upload_folder(repo_id=f"{repo_id}-base", folder_path=out / "base")
     api.create_repo(repo_id, exist_ok=True)
     card = f"---\nbase_model: {repo_id}-base\nbase_model_relation: finetune\n---\n# {repo_id}\n"
     api.upload_file(repo_id=repo_id, path_or_fileobj=card.encode(), path_in_repo="README.md")
     for step, folder in checkpoint_folders(out).items():
-        if step > 0:
+        if step == 0:
+            commit_folder(api, f"{repo_id}-base", folder)
+        else:
             api.create_branch(repo_id, branch=f"step_{step}", exist_ok=True)
-            api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
-                revision=f"step_{step}",
-                ignore_patterns=list(TRAINING_STATE),
-                commit_message=f"Checkpoint of step {step}",
-            )
+            commit_folder(api, repo_id, folder, f"step_{step}")
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -243,7 +254,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument("--verify", type=Path, metavar="DIR", help="retrain and compare this run")
-    parser.add_argument("--push-to", metavar="ORG/NAME", help="upload the run in --out afterwards")
+    parser.add_argument(
+        "--push-to",
+        metavar="ORG/NAME",
+        help="upload the run in --out; a finished one is not trained again",
+    )
     recipe = parser.add_argument_group("recipe")
     recipe.add_argument("--architecture", choices=("qwen2", "qwen3"), default="qwen2")
     recipe.add_argument("--hidden", type=int, default=64)

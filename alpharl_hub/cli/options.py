@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
-class NumBytes(click.ParamType[int]):
+class NumBytes(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
     """A size such as 2GB, 512MiB or 1.5G."""
 
     name = "size"
@@ -31,7 +31,7 @@ class NumBytes(click.ParamType[int]):
         return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
 
 
-class StepAt(click.ParamType[tuple[str, int]]):
+class StepAt(click.ParamType):  # type: ignore[type-arg]
     """REVISION=STEP of --at."""
 
     name = "revision=step"
@@ -48,7 +48,8 @@ class StepAt(click.ParamType[tuple[str, int]]):
         return name, int(step)
 
 
-def _apply(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+def add_options(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
+    """Apply click options so that --help lists them in this order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -56,7 +57,7 @@ def _apply(options: tuple[Callable[[Command], Command], ...], command: Command) 
 
 def run_options(command: Command) -> Command:
     """Add what says which run, which of its checkpoints, and which base."""
-    return _apply(
+    return add_options(
         (
             click.option("--base", metavar="REPO|FOLDER", help="The model the run started from."),
             click.option("--steps", metavar="LIST", help="Use these: 10,20,40-100:20,200-."),
@@ -84,7 +85,7 @@ def run_options(command: Command) -> Command:
 
 def compute_options(command: Command) -> Command:
     """Add what says where the work is done and with how much memory."""
-    return _apply(
+    return add_options(
         (
             click.option("--devices", metavar="LIST", help="cuda:0,cuda:1 or cpu. [all GPUs]"),
             click.option("--memory", type=NumBytes(), help="Use no more than this, such as 2GB."),
@@ -95,7 +96,7 @@ def compute_options(command: Command) -> Command:
 
 def work_options(command: Command) -> Command:
     """Add what says where unfinished work lies and whether an output may be replaced."""
-    return _apply(
+    return add_options(
         (
             click.option(
                 "--work-dir",
@@ -110,7 +111,7 @@ def work_options(command: Command) -> Command:
 
 def output_options(command: Command) -> Command:
     """Add --json, -q and -v."""
-    return _apply(
+    return add_options(
         (
             click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
             click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),

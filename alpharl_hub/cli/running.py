@@ -8,10 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
@@ -19,16 +19,17 @@ from tqdm import tqdm
 from alpharl_hub import strict_json
 from alpharl_hub.cli.inspect_screen import print_notices
 from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console
-from alpharl_hub.manifest import Notice
+from alpharl_hub.manifest import Notice, TrustRecord
 
-Answer = TypeVar("Answer")
+if TYPE_CHECKING:
+    from alpharl_hub.streaming import Hooks
 
 _LOG_EVERY_S = 30.0
 
 
 @dataclass
 class Progress:
-    """Bytes read: a bar on a terminal, else a log line every half minute. Called from any thread."""
+    """Bytes read: a bar on a terminal, else a log line every half minute. From any thread."""
 
     quiet: bool
     _bar: Any = None
@@ -51,7 +52,12 @@ class Progress:
             # The mean over the whole run (smoothing=0): windows finish in bursts, and the rate of
             # the last burst says little about the hours to come.
             self._bar = tqdm(
-                total=total_bytes, unit="B", unit_scale=True, smoothing=0, desc="reading", leave=False
+                total=total_bytes,
+                unit="B",
+                unit_scale=True,
+                smoothing=0,
+                desc="reading",
+                leave=False,
             )
         self._bar.total = total_bytes
         self._bar.update(done_bytes - self._bar.n)
@@ -121,6 +127,38 @@ def show_notices(notices: Sequence[Notice], quiet: bool) -> None:
 def print_json(answer: object) -> None:
     """Write one strict JSON document on stdout."""
     click.echo(json.dumps(strict_json.to_plain(answer), allow_nan=False, indent=2))
+
+
+def show_trust(trust: TrustRecord | None, quiet: bool) -> None:
+    """Print the one line of trust on stderr."""
+    if trust is not None and not quiet:
+        click.echo(escape_text(f"trust: {trust.verdict}"), err=True)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a long command hands to the library."""
+
+    progress: Progress
+    stop: threading.Event
+
+    def hooks(self) -> Hooks:
+        """Return what the library calls while it works."""
+        from alpharl_hub.streaming import Hooks
+
+        return Hooks(self.progress, self.stop)
+
+
+@contextmanager
+def running(options: Mapping[str, Any]) -> Iterator[Session]:
+    """Run a long command: signals stop it, progress is shown, torch gets one thread a worker."""
+    session = Session(Progress(options["quiet"]), threading.Event())
+    limit_threads()
+    with stop_on_signals(session.stop):
+        try:
+            yield session
+        finally:
+            session.progress.close()
 
 
 def limit_threads() -> None:

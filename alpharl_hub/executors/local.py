@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from alpharl_hub.plan import Window
 from alpharl_hub.window_reader import StoredTensors, WindowReader
@@ -164,7 +164,7 @@ class LocalExecutor(Generic[Result]):
         ready.put(None)
 
 
-def _drain(ready: queue.Queue[tuple[Window, object] | None], reading: threading.Thread) -> None:
+def _drain(ready: queue.Queue[Any], reading: threading.Thread) -> None:
     """Let the reading thread finish by taking what it still hands over."""
     while reading.is_alive():
         try:

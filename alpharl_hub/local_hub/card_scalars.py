@@ -5,7 +5,9 @@ from typing import Any, NoReturn
 
 DOUBLE_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 SINGLE_QUOTED = re.compile(r"'(?:[^']|'')*'", re.DOTALL)
-FLOW_PLAIN = re.compile(r"[^\s\[\]{},\"'&*!|>%@`#](?:[^\[\]{},\n:#]|:(?![\s,\[\]{}])|(?<=\S)#)*")
+FLOW_PLAIN = re.compile(
+    r"(?![-?:](?:\s|$)|:)[^\s\[\]{},\"'&*!|>%@`#](?:[^\[\]{},\n:#]|:(?![\s,\[\]{}])|(?<=\S)#)*"
+)
 LINE_FOLD = re.compile(r"[ \t]*\n(?:[ \t]*\n)*[ \t]*")
 ESCAPED = re.compile(
     r"\\\n[ \t]*|\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.)|" + LINE_FOLD.pattern,

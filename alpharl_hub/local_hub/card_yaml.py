@@ -23,6 +23,8 @@ from alpharl_hub.local_hub.card_scalars import (
 COMMENT = re.compile(r"(?:^|\s)#")
 KEY_END = re.compile(r":(?=\s|$)")
 BLOCK_HEADER = re.compile(r"([|>])(?:([+-])?([1-9])?|([1-9])([+-]))(?:\s+#.*)?\s*")
+# In a folded block, a break between two lines that are not indented further.
+FOLD = re.compile(r"^(\S[^\n]*)\n(\n*)(?=\S)", re.MULTILINE)
 NOT_A_VALUE = tuple("&*!%@`,]}|>")
 
 
@@ -197,8 +199,9 @@ class _BlockReader:
             self.fail("a block of text is indented less than its first line")
         text = "\n".join(line[indent:] for line in raw)
         body = text.rstrip("\n")
+        has_no_break = self._position == len(self._lines) and text == body
         if style == ">":
-            body = re.sub(r"(?<=\S)\n(\n*)(?=\S)", lambda m: m.group(1) or " ", body)
-        if chomp == "-" or not body:
+            body = FOLD.sub(lambda match: match.group(1) + (match.group(2) or " "), body)
+        if chomp == "-" or not body or has_no_break:
             return body
         return body + (text[len(text.rstrip("\n")) :] + "\n" if chomp == "+" else "\n")

@@ -20,7 +20,7 @@ from alpharl_hub.local_hub.messages import (
 from alpharl_hub.local_hub.state import HubState, Names
 from alpharl_hub.local_hub.storage import Commit
 
-FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|$)", re.DOTALL)
+FRONT_MATTER = re.compile(r"\s*---[ \t]*\r?\n(|.*?\n)---[ \t]*(?:\r?\n|$)", re.DOTALL)
 REPO_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", re.ASCII)
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 TEXTS = ("library_name", "pipeline_tag", "license_name", "license_link", "model_name")

@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Literal
 
-from alpharl_hub.local_hub.messages import FileSpan, Header, Origin, Request, Response
+from alpharl_hub.local_hub.messages import (
+    CONTROL_PREFIX,
+    FileSpan,
+    Header,
+    Origin,
+    Request,
+    Response,
+)
 
 Kind = Literal[
     "status", "slow", "reset", "cut", "stall", "ignore_range", "wrong_range", "gzip", "flip"
@@ -48,6 +55,7 @@ class Fault:
         """Say whether a request is one of those meant."""
         return (
             self.match in request.path
+            and not request.path.startswith(CONTROL_PREFIX)
             and self.method in (None, request.method)
             and self.origin in (None, request.origin)
         )

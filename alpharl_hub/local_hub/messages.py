@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 READ_BYTES = 1 << 20
+# Addresses of the Hub's own switches, which no log shows and no fault touches.
+CONTROL_PREFIX = "/local-hub/"
 
 Origin = Literal["api", "storage"]
 Header = tuple[str, str]

@@ -170,8 +170,8 @@ class Storage:
             commit = replace(unnamed, sha=sha)
             _write_json(self._commit_folder / f"{sha}.json", asdict(commit))
             self._commits[sha] = replace(commit, files=MappingProxyType(files))
-            self.save(replace(repo, num_commits=repo.num_commits + 1))
-            self.set_ref(repo_id, ref, sha)
+            refs = {**repo.refs, ref: sha}
+            self.save(replace(repo, num_commits=repo.num_commits + 1, refs=refs))
             return self._commits[sha]
 
     def _repo_path(self, repo_id: str) -> Path:

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from alpharl_hub.local_hub.faults import Fault, change_answer
 from alpharl_hub.local_hub.messages import (
+    CONTROL_PREFIX,
     BrokenBodyError,
     FileSpan,
     Origin,
@@ -29,7 +30,6 @@ from alpharl_hub.local_hub.state import HubState
 
 SEND_BYTES = 4 << 20
 PACED_SEND_BYTES = 64 << 10
-CONTROL_PREFIX = "/local-hub/"
 CLOSE_TIMEOUT_S = 10.0
 
 

@@ -29,6 +29,7 @@ WEIGHT_FOLDERS = ("", "hf_model", "huggingface", "actor/huggingface", "policy")
 """Where trainers put the weights of one step: TRL, NExt, verl (two), SkyRL."""
 
 _MAX_SMALL_FILE_BYTES = 64 << 20
+_MAX_CARD_BYTES = 1 << 20
 _FINGERPRINT_BLOCKS = 32
 _FINGERPRINT_BLOCK_BYTES = 4096
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".distcp")
@@ -215,11 +216,20 @@ def _refuse_quantized(checkpoint: Checkpoint, config: Mapping[str, object]) -> N
 
 def trainer_state_text(contents: CheckpointContents) -> str | None:
     """Return the text of the checkpoint's trainer_state.json, or None without one."""
-    stored = contents.store.files().get("trainer_state.json")
-    if stored is None or stored.num_bytes > _MAX_SMALL_FILE_BYTES:
+    return _text(contents, "trainer_state.json", _MAX_SMALL_FILE_BYTES)
+
+
+def card_text(contents: CheckpointContents) -> str | None:
+    """Return the text of the README.md of the checkpoint's folder, or None without one."""
+    return _text(contents, "README.md", _MAX_CARD_BYTES)
+
+
+def _text(contents: CheckpointContents, name: str, max_bytes: int) -> str | None:
+    stored = contents.store.files().get(name)
+    if stored is None or stored.num_bytes > max_bytes:
         return None
     buffer = bytearray(stored.num_bytes)
-    contents.store.read_into(stored.filename, 0, memoryview(buffer))
+    contents.store.read_into(name, 0, memoryview(buffer))
     return buffer.decode("utf-8", errors="replace")
 
 

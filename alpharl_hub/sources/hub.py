@@ -97,7 +97,7 @@ class HubRun:
         self._place = join_slashed_revision(place, self._refs)
 
     def list_steps(self) -> Listing:
-        """Find the steps: by the pattern, else the first of branches, tags, folders that has two."""
+        """Find the steps: by the pattern, else the first of branches, tags, folders with two."""
         place = self._place
         if place.revision and PLACEHOLDER in place.revision:
             return self._by_revision_pattern(place.revision)

@@ -21,9 +21,10 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # not in its __all__
 
 from alpharl_hub.errors import SourceError
+from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_reader import RangeReader, SignedAddress
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.trajectory import StoredFile
@@ -68,7 +69,7 @@ class HubClient:
             library_name="alpharl-hub",
             library_version=__version__,
         )
-        self.reader = RangeReader(on_wait=patience.on_wait, stop=patience.stop)
+        self.reader = RangeReader(patience)
         self._patience = patience
         self._trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
         self._facts: dict[str, RepoFacts] = {}
@@ -80,32 +81,24 @@ class HubClient:
         Raises:
             SourceError: the answer is no, or did not come.
         """
-        attempt = 0
+        num_failures = 0
         while True:
+            self._patience.raise_if_stopped()
             try:
                 return question()
-            except (HfHubHTTPError, httpx.TransportError) as error:
-                wait_s = self._wait_after(error, attempt, what)
+            except HfHubHTTPError as error:
+                if error.response.status_code not in _RETRIED:
+                    raise refusal(error, what, self.has_token()) from error
+                reason = f"the Hub answered {error.response.status_code}"
+                wait_s = asked_wait_s(error.response.headers)
+            except httpx.TransportError as error:
+                reason, wait_s = f"{self.endpoint} is out of reach ({type(error).__name__})", 0.0
             except OfflineModeIsEnabled as error:
                 raise SourceError(
                     f"{what}: HF_HUB_OFFLINE is set; unset it, or name local folders"
                 ) from error
-            attempt += 1
-            self._patience.wait(wait_s, what)
-
-    def _wait_after(self, error: Exception, attempt: int, what: str) -> float:
-        response = getattr(error, "response", None)
-        status = response.status_code if response is not None else None
-        if isinstance(error, HfHubHTTPError) and status not in _RETRIED:
-            raise refusal(error, what, self.has_token()) from error
-        headers = dict(response.headers) if response is not None else {}
-        wait_s = self._patience.next_wait_s(attempt, headers)
-        if wait_s is None:
-            reason = f"status {status}" if status else str(error) or type(error).__name__
-            raise SourceError(
-                f"{what}: {self.endpoint} does not answer ({reason}); try again later"
-            )
-        return wait_s
+            num_failures += 1
+            self._patience.pause(what, reason, wait_s, num_failures)
 
     def has_token(self) -> bool:
         """Whether requests carry a token."""
@@ -180,7 +173,7 @@ def refusal(error: HfHubHTTPError, what: str, has_token: bool) -> SourceError:
         return SourceError(f"{what}: no such repo; check the name ({hint})")
     if isinstance(error, RevisionNotFoundError):
         return SourceError(f"{what}: no such revision, or it was deleted; list the run again")
-    status = error.response.status_code if error.response is not None else None
+    status = error.response.status_code
     if status == 401:
         return SourceError(
             f"{what}: the Hub does not know this token; make a new one (hf auth login)"

@@ -1,4 +1,4 @@
-"""What a RUN or --base says when it names a repo: repo, revision, folder, with one {step} at most."""
+"""What a RUN or --base says when it names a repo: repo, revision, folder, at most one {step}."""
 
 from __future__ import annotations
 

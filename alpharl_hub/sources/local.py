@@ -84,7 +84,8 @@ def _fill(descriptor: int, start: int, buffer: memoryview, path: Path) -> None:
             raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
         if count == 0:
             raise SourceError(
-                f"{path}: ends at byte {start + done}, {len(buffer) - done} too early; copy it again"
+                f"{path}: ends at byte {start + done}, {len(buffer) - done} too early; "
+                "copy it again"
             )
         done += count
 

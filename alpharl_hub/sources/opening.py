@@ -18,6 +18,7 @@ from alpharl_hub.sources.hub_client import HubClient
 from alpharl_hub.sources.hub_uri import parse_place
 from alpharl_hub.sources.listing import Listing, RunSource
 from alpharl_hub.sources.local_run import LocalRun, is_local, pin_folder
+from alpharl_hub.sources.patience import Patience
 from alpharl_hub.sources.repeats import drop_repeats
 from alpharl_hub.sources.selection import MAX_UNASKED_CHECKPOINTS, select_steps
 from alpharl_hub.trajectory import Checkpoint, CheckpointContents, CheckpointStore, Trajectory
@@ -62,7 +63,8 @@ class Opener:
         """Return the one client of this run."""
         if self._client is None:
             request = self._request
-            self._client = HubClient(request.token, request.on_wait, request.stop)
+            patience = Patience(on_wait=request.on_wait, stop=request.stop)
+            self._client = HubClient(request.token, patience)
         return self._client
 
     def run(self, text: str) -> RunSource:
@@ -114,6 +116,7 @@ def open_trajectory(request: RunRequest) -> Trajectory:
         history=kept,
         scores=scores,
         private=any(contents.store.is_private() for contents in (base, *kept)),
+        card=source.card_text(kept[-1].checkpoint),
         notices=(*listing.notices, *_tell_selection(request, steps, opened), *notices),
     )
 
@@ -176,4 +179,6 @@ def _find_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> 
             f"--score-key {request.score_key}: no checkpoint has a trainer_state.json; "
             "give the scores with --scores FILE"
         )
-    return scores_from_trainer_state(texts, request.score_key) if texts else None
+    if not texts:
+        return None
+    return scores_from_trainer_state(texts, request.score_key, request.lower_is_better)

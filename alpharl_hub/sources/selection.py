@@ -57,7 +57,8 @@ def _part(part: str, steps: Sequence[int]) -> list[int]:
         return _range(text, match, steps)
     if not text.isdecimal():
         raise TrajectoryError(
-            f"--steps: {text!r} is neither a step nor a range; write for example 10,20,40-100:20,200-"
+            f"--steps: {text!r} is neither a step nor a range; write for example "
+            "10,20,40-100:20,200-"
         )
     return [_present(int(text), steps)]
 

@@ -1,0 +1,82 @@
+"""`alpharl-hub predict RUN --target-step N`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
+from alpharl_hub.cli.predict_options import predict_options
+from alpharl_hub.cli.push_options import push_options
+from alpharl_hub.cli.requests import (
+    check_predict_arguments,
+    compute_request,
+    destination,
+    prediction_options,
+    run_request,
+    scope_options,
+)
+from alpharl_hub.cli.running import print_json, running, show_notices, show_trust
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The folder to write the model to.",
+)
+@click.option("--push-to", metavar="ORG/NAME", help="The repo to push the model to.")
+@click.option(
+    "--from",
+    "manifest",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Repeat the run of an alpharl.json (local runs: name RUN and --base too).",
+)
+@predict_options
+@run_options
+@push_options
+@compute_options
+@work_options
+@output_options
+def predict(
+    run: str | None,
+    output: Path | None,
+    push_to: str | None,
+    manifest: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Predict the model that RUN would reach later, and write it, push it, or both.
+
+    RUN may be a folder that `extract` wrote. The words on trust say how far the run's direction
+    carries; they are a reading of the weights, not an evaluation.
+
+    \b
+    alpharl-hub predict allenai/Olmo-3-7B-RL-Zero-Math --until 800 --target-step 2000 -o olmo-2000
+    alpharl-hub predict ./runs/grpo --base ./base --target-step 500 --push-to me/grpo-500
+    """
+    from alpharl_hub.pipeline import predict_run, repeat_run
+
+    check_predict_arguments(run, manifest, output, push_to, options)
+    with running(options) as session:
+        request = run_request(run or "", options, session.stop)
+        where = destination(output, push_to, options)
+        compute, hooks = compute_request(options), session.hooks()
+        if manifest is not None:
+            answer = repeat_run(manifest, request, where, compute, hooks)
+        else:
+            wanted = prediction_options(options)
+            answer = predict_run(request, scope_options(options), wanted, where, compute, hooks)
+    show_trust(answer.trust, options["quiet"])
+    show_notices(answer.warnings, options["quiet"])
+    if as_json:
+        print_json(answer)
+        return
+    for found in answer.outputs:
+        for place in (found.path, found.url):
+            if place is not None:
+                click.echo(place)

@@ -1,0 +1,84 @@
+"""The options that say how to predict; `inspect` takes them too, to plan the same thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from alpharl_hub.cli.options import Command, add_options
+from alpharl_hub.methods import METHODS
+
+
+class FitLast(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """A count of checkpoints such as 5, or a share of the step span such as 50%."""
+
+    name = "count or share"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> int | float:
+        """Parse into a count (int) or a share (float)."""
+        if isinstance(value, int | float):
+            return value
+        text = str(value).strip()
+        try:
+            if text.endswith("%"):
+                return float(text[:-1]) / 100
+            return int(text) if text.isdecimal() else float(text)
+        except ValueError:
+            self.fail(f"{text!r}: write a count such as 5 or a share such as 50%", param, context)
+
+
+def predict_options(command: Command) -> Command:
+    """Add target, method and what surrounds the method."""
+    return add_options(
+        (
+            click.option("--target-step", type=click.FloatRange(min=0), help="Predict this step."),
+            click.option("--target-score", type=float, help="Predict where this score is reached."),
+            click.option(
+                "--method",
+                type=click.Choice(list(METHODS)),
+                default="alpharl",
+                show_default=True,
+                help="How to extrapolate.",
+            ),
+            click.option(
+                "--rescale/--no-rescale",
+                default=True,
+                help="alpharl: give the rank-1 part the norm of the whole update. [rescale]",
+            ),
+            click.option("--scale", type=float, help="linear: base + SCALE x the last update."),
+            click.option(
+                "--fit-last", type=FitLast(), help="linear: the line through the last 50%."
+            ),
+            click.option(
+                "--anchor",
+                type=click.Choice(["base", "last"]),
+                default="base",
+                show_default=True,
+                help="Predict from the base, or add the increment to the last checkpoint.",
+            ),
+            click.option(
+                "--damping",
+                type=click.FloatRange(0, 1, min_open=True),
+                default=1.0,
+                show_default=True,
+                help="Go only this share of the way from the last checkpoint.",
+            ),
+            click.option(
+                "--others",
+                type=click.Choice(["last", "base", "linear"]),
+                default="last",
+                show_default=True,
+                help="Where tensors out of the method's scope come from.",
+            ),
+            click.option(
+                "--dtype",
+                type=click.Choice(["float32", "float16", "bfloat16"]),
+                help="Store the result like this. [as the last checkpoint]",
+            ),
+            click.option("--force", is_flag=True, help="Go on though the base looks wrong."),
+        ),
+        command,
+    )

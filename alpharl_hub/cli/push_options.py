@@ -1,0 +1,23 @@
+"""The options of everything that pushes."""
+
+from __future__ import annotations
+
+import click
+
+from alpharl_hub.cli.options import Command, add_options
+
+
+def push_options(command: Command) -> Command:
+    """Add how a repo is made and written to."""
+    return add_options(
+        (
+            click.option("--private", is_flag=True, help="Make the repo private."),
+            click.option(
+                "--public", is_flag=True, help="Make it public though an input was private."
+            ),
+            click.option("--branch", metavar="NAME", help="Push to this branch. [main]"),
+            click.option("--commit-message", metavar="TEXT", help="Title of the commit."),
+            click.option("--license", "license_id", metavar="ID", help="License of the result."),
+        ),
+        command,
+    )

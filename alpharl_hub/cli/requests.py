@@ -1,0 +1,163 @@
+"""From the command line's words to the library's dataclasses."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alpharl_hub.cli.options import split_list
+from alpharl_hub.cli.running import tell_wait
+from alpharl_hub.methods import METHODS
+
+if TYPE_CHECKING:
+    from alpharl_hub.delivery import Destination
+    from alpharl_hub.prediction import PredictOptions
+    from alpharl_hub.preparation import ScopeOptions
+    from alpharl_hub.results import Inspection
+    from alpharl_hub.sources.opening import RunRequest
+    from alpharl_hub.streaming import Compute
+
+
+def run_request(run: str, options: Mapping[str, Any], stop: threading.Event) -> RunRequest:
+    """Build what says which run and which checkpoints."""
+    from alpharl_hub.sources.opening import RunRequest
+
+    return RunRequest(
+        run=run,
+        base=options["base"],
+        steps=options["steps"],
+        until=options["until"],
+        at=tuple(options["at"]),
+        scores=options["scores"],
+        score_key=options["score_key"],
+        lower_is_better=options["lower_is_better"],
+        keep_repeats=options["keep_repeats"],
+        token=options["token"],
+        on_wait=tell_wait(options["verbose"]),
+        stop=stop,
+    )
+
+
+def scope_options(options: Mapping[str, Any]) -> ScopeOptions:
+    """Build what says which matrices count."""
+    from alpharl_hub.preparation import ScopeOptions
+
+    return ScopeOptions(options["include"], options["exclude"], options.get("force", False))
+
+
+def compute_request(options: Mapping[str, Any]) -> Compute:
+    """Build what says where to compute."""
+    from alpharl_hub.streaming import Compute
+
+    return Compute(split_list(options["devices"]), options["memory"])
+
+
+def prediction_options(options: Mapping[str, Any]) -> PredictOptions:
+    """Build what says how to predict.
+
+    Raises:
+        click.UsageError: an option that the chosen method does not know.
+    """
+    from alpharl_hub.prediction import PredictOptions
+    from alpharl_hub.targets import TargetOptions
+
+    check_method_options(options)
+    return PredictOptions(
+        method=options["method"],
+        target=TargetOptions(options["target_step"], options["target_score"], options["scale"]),
+        rescale=options["rescale"],
+        fit_last=options["fit_last"],
+        anchor=options["anchor"],
+        damping=options["damping"],
+        others=options["others"],
+        dtype=options["dtype"],
+    )
+
+
+def check_method_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning for the chosen method, and more than one target.
+
+    Raises:
+        click.UsageError: names the option.
+    """
+    known = METHODS[options["method"]].options
+    for name, unset in (("rescale", True), ("scale", None), ("fit_last", None)):
+        if name not in known and options[name] != unset:
+            flag = "--no-rescale" if name == "rescale" else f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{flag} has no meaning for --method {options['method']}")
+    targets = [n for n in ("target_step", "target_score", "scale") if options[n] is not None]
+    if len(targets) > 1:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in targets)
+        raise click.UsageError(f"{named} exclude each other; give one")
+
+
+def require_target(options: Mapping[str, Any]) -> None:
+    """Ask for a target.
+
+    Raises:
+        click.UsageError: there is none.
+    """
+    if all(options[name] is None for name in ("target_step", "target_score", "scale")):
+        raise click.UsageError(
+            "say how far: --target-step N, --target-score Y, or --method linear --scale A"
+        )
+
+
+def check_predict_arguments(
+    run: str | None,
+    manifest: Path | None,
+    output: Path | None,
+    push_to: str | None,
+    options: Mapping[str, Any],
+) -> None:
+    """Refuse what does not say what to predict, or where to put it.
+
+    Raises:
+        click.UsageError: names what is missing.
+    """
+    if run is None and manifest is None:
+        raise click.UsageError("name a RUN, or an alpharl.json with --from")
+    if output is None and push_to is None:
+        raise click.UsageError("say where to: -o DIR, --push-to ORG/NAME, or both")
+    if options["private"] and options["public"]:
+        raise click.UsageError("--private and --public exclude each other; give one")
+    if manifest is None:
+        require_target(options)
+
+
+def destination(
+    output: Path | None, push_to: str | None, options: Mapping[str, Any]
+) -> Destination:
+    """Build where a prediction goes."""
+    from alpharl_hub.delivery import Destination
+
+    return Destination(
+        folder=output,
+        overwrite=options["overwrite"],
+        work_folder=options["work_dir"],
+        repo=push_to,
+        branch=options["branch"],
+        license_id=options["license_id"],
+        upload=None,
+    )
+
+
+def next_command(run: str, inspection: Inspection, options: Mapping[str, Any]) -> str:
+    """Write the command that a user would want after inspect, ready to paste."""
+    words = ["alpharl-hub", "predict", run]
+    for name in ("base", "steps", "until", "scores", "score_key", "include", "exclude"):
+        if options[name] is not None:
+            words += [f"--{name.replace('_', '-')}", str(options[name])]
+    for name, step in options["at"]:
+        words += ["--at", f"{name}={step}"]
+    target = options["target_step"]
+    if target is None:
+        used = [c.step for c in inspection.checkpoints if c.selected]
+        target = 2 * max(used)
+    words += ["--target-step", f"{target:g}", "-o", f"./predicted-{target:g}"]
+    return shlex.join(words)

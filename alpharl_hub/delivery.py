@@ -1,0 +1,184 @@
+"""Where a predicted model goes: a folder, a repo on a Hub, or both; and the work folder on the way.
+
+Shards are uploaded as soon as they are complete and then deleted here, unless a folder is wanted
+too; what makes the model appear (a rename, a commit) comes last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from alpharl_hub.errors import WriteError
+from alpharl_hub.journal import Journal
+from alpharl_hub.output_folder import (
+    RESULT_FOLDER,
+    check_disk,
+    check_output,
+    publish,
+    work_folder_beside,
+    write_file,
+)
+from alpharl_hub.plan import Window
+from alpharl_hub.prediction_plan import PredictionPlan
+from alpharl_hub.shards import ShardWriter, make_index
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A model that is on a Hub now."""
+
+    url: str
+    commit: str | None
+
+
+class Upload(Protocol):
+    """A push in progress: takes shards while the rest is still computed."""
+
+    def shard_done(self, path: Path) -> Mapping[str, object]:
+        """Upload one finished shard; the answer is kept in the journal and the file may go."""
+        ...
+
+    def finish(
+        self, shards: Mapping[str, Mapping[str, object]], files: Mapping[str, bytes]
+    ) -> Pushed:
+        """Make the model appear, in one commit, from uploaded shards and small files."""
+        ...
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where to: `folder`, `repo` (with its `upload`), or both; work goes on in `work_folder`."""
+
+    folder: Path | None
+    overwrite: bool = False
+    work_folder: Path | None = None
+    repo: str | None = None
+    branch: str | None = None
+    license_id: str | None = None
+    upload: Upload | None = None
+
+
+class Delivery:
+    """The output while it is made: writer, journal, and what happens to finished shards."""
+
+    def __init__(
+        self, destination: Destination, work: Path, plan: PredictionPlan, journal: Journal
+    ) -> None:
+        self.journal = journal
+        self._destination = destination
+        self._work = work
+        self._result = work / RESULT_FOLDER
+        self._result.mkdir(exist_ok=True)
+        self._plan = plan
+        gone = {key.partition(" ")[2] for key in journal.results if key.startswith("shard ")}
+        files = [file for file in plan.files if file.filename not in gone]
+        self.writer = ShardWriter(self._result, files)
+        self._missing = self._count_missing()
+
+    def _count_missing(self) -> dict[str, int]:
+        """Count, for each shard, the windows that are still to be done."""
+        missing = {file.filename: 0 for file in self._plan.files}
+        for window in self._plan.windows:
+            filename = window.output_filename
+            if filename is not None and f"window {window.index}" not in self.journal.results:
+                missing[filename] += 1
+        return missing
+
+    def open(self) -> None:
+        """Create what is not there yet, and finish shards that an earlier start had all of."""
+        self.writer.open()
+        for filename, count in self._missing.items():
+            if count == 0:
+                self._shard_done(filename)
+
+    def window_done(self, window: Window) -> None:
+        """Note a finished window; its shard is complete with the last one."""
+        filename = window.output_filename
+        assert filename is not None
+        self._missing[filename] -= 1
+        if self._missing[filename] == 0:
+            self._shard_done(filename)
+
+    def _shard_done(self, filename: str) -> None:
+        if f"shard {filename}" in self.journal.results:
+            return
+        path = self._result / filename
+        if not path.exists():
+            path = self.writer.complete(filename)
+        upload = self._destination.upload
+        if upload is not None:
+            self.journal.record(f"shard {filename}", upload.shard_done(path))
+            if self._destination.folder is None:
+                path.unlink()
+
+    def finish(self, files: Mapping[str, bytes]) -> tuple[Path | None, Pushed | None]:
+        """Add the small files, push, and move the folder to its name."""
+        small = dict(files)
+        if len(self._plan.files) > 1:
+            small[INDEX_NAME] = make_index(self._plan.files)
+        pushed = None
+        if self._destination.upload is not None:
+            pushed = self._destination.upload.finish(self._uploaded(), small)
+        folder = self._destination.folder
+        if folder is not None:
+            for name, data in small.items():
+                write_file(self._result / name, data)
+            publish(self._result, folder, self._destination.overwrite)
+        return folder, pushed
+
+    def _uploaded(self) -> dict[str, Mapping[str, object]]:
+        found: dict[str, Mapping[str, object]] = {}
+        for file in self._plan.files:
+            record = self.journal.results[f"shard {file.filename}"]
+            if not isinstance(record, dict):
+                raise WriteError(f"{self._work}: the journal is damaged; delete this folder")
+            found[file.filename] = record
+        return found
+
+    def close(self) -> None:
+        """Let go of everything; what is unfinished stays for the next start."""
+        self.writer.close()
+        self.journal.close()
+
+
+@contextmanager
+def open_delivery(
+    destination: Destination, plan: PredictionPlan, identity: Mapping[str, object], work: Path
+) -> Iterator[Delivery]:
+    """Open the work folder, new or as an earlier start left it; it goes when all is delivered.
+
+    Raises:
+        WriteError: the output is not empty, another process works there, or it holds another run.
+        ResourceError: the disk is too small.
+    """
+    if destination.folder is not None:
+        check_output(destination.folder, destination.overwrite)
+    check_disk(work, _needed_bytes(destination, plan, work))
+    journal = Journal(work, identity)
+    delivery = Delivery(destination, work, plan, journal)
+    try:
+        delivery.open()
+        yield delivery
+    finally:
+        delivery.close()
+    shutil.rmtree(work)
+
+
+def _needed_bytes(destination: Destination, plan: PredictionPlan, work: Path) -> int:
+    if (work / RESULT_FOLDER).exists():
+        return 0
+    return plan.output_bytes if destination.folder is not None else plan.largest_file_bytes
+
+
+def work_folder(destination: Destination, default: Path) -> Path:
+    """Return where to work: as told, beside the output, else `default`."""
+    if destination.work_folder is not None:
+        return destination.work_folder
+    return work_folder_beside(destination.folder) if destination.folder is not None else default

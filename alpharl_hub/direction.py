@@ -1,0 +1,205 @@
+"""Is the run still going the same way? Read on the entries that the stored dtype resolves.
+
+Letters: W_0 base, W_m the checkpoint nearest half of the last step, W_T the last one; a = W_m - W_0
+and b = W_T - W_m, the two halves of the update.
+
+Over all entries of bf16 checkpoints the cosine of a and b mostly measures rounding, because the
+spacing of bf16 is proportional to the weight. The entries with the smallest |W_0| have the finest
+spacing: there the cosine agrees with that of fp32 checkpoints.
+
+Convention: differences in fp32 after widening both sides, sums in fp64, pooled over matrices in
+file order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHARES = (0.64, 0.32, 0.16, 0.08, 0.04, 0.02, 0.01, 0.005, 0.0025, 0.00125)
+"""Shares of a matrix's entries, smallest |W_0| first; nested, so one reading serves them all."""
+
+FIRST_LEVEL = SHARES.index(0.02)
+"""Where to begin. Larger shares are for models so small that 2 % of them are too few entries."""
+
+MAX_FLOOR = 0.1
+MIN_ENTRIES = 4000
+_LARGE_MATRIX = MIN_ENTRIES / 0.02
+FULL_TURN_COSINE, STEADY_COSINE, MAX_CAP = 0.85, 0.95, 2.5
+
+_MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
+_MIN_EXPONENT = {
+    torch.bfloat16: -126,
+    torch.float16: -14,
+    torch.float32: -126,
+    torch.float64: -1022,
+}
+
+
+@dataclass(frozen=True)
+class LevelSums:
+    """Sums over the entries of one level: a.a, b.b, a.b, the squared spacing, and their number."""
+
+    aa: float
+    bb: float
+    ab: float
+    spacing_squared: float
+    num_entries: int
+
+
+@dataclass(frozen=True)
+class DirectionSums:
+    """What one matrix adds: `levels` by falling share of its smallest entries, and all entries."""
+
+    levels: tuple[LevelSums, ...]
+    everything: LevelSums
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The reading of a whole run; cosines None where there is too little to read.
+
+    `floor` is the share of the update that rounding could make up, `speed` that of the second half
+    along the first in units of the first, `cap` the largest multiple of the last step that is safe.
+    """
+
+    cosine: float | None
+    cosine_all_entries: float | None
+    share_of_entries: float | None
+    floor: float | None
+    speed: float | None
+    cap: float
+
+
+def direction_sums(base: Tensor, middle: Tensor, last: Tensor) -> DirectionSums:
+    """Add up one matrix; the three tensors have one shape and their stored dtypes."""
+    base_P, middle_P, last_P = (t.reshape(-1).to(torch.float32) for t in (base, middle, last))
+    # One matrix of this size alone has enough entries at 2 %.
+    widest = FIRST_LEVEL if base_P.numel() >= _LARGE_MATRIX else 0
+    index_K = _smallest(base_P, max(1, round(SHARES[widest] * base_P.numel())))
+    first_K = middle_P[index_K] - base_P[index_K]
+    second_K = last_P[index_K] - middle_P[index_K]
+    spacing_K = spacing(middle_P[index_K], middle.dtype)
+    levels = []
+    for level, share in enumerate(SHARES):
+        count = round(share * base_P.numel()) if level >= widest else 0
+        levels.append(_sums(first_K[:count], second_K[:count], spacing_K[:count]))
+    middle_minus_base_P = middle_P - base_P
+    everything = _sums(middle_minus_base_P, last_P - middle_P, None)
+    return DirectionSums(tuple(levels), everything)
+
+
+def _smallest(values_P: Tensor, count: int) -> Tensor:
+    """Return the indices of the `count` entries of smallest magnitude, smallest first."""
+    magnitude_P = values_P.abs()
+    threshold = torch.kthvalue(magnitude_P, count).values
+    candidates_C = torch.nonzero(magnitude_P <= threshold).view(-1)
+    order_C = torch.sort(magnitude_P[candidates_C], stable=True).indices
+    return candidates_C[order_C][:count]
+
+
+def _sums(first_K: Tensor, second_K: Tensor, spacing_K: Tensor | None) -> LevelSums:
+    # A matrix whose chosen entries never moved again (untrained rows) says nothing and is left out.
+    if first_K.numel() == 0 or not bool(second_K.any()):
+        return LevelSums(0.0, 0.0, 0.0, 0.0, 0)
+    return LevelSums(
+        aa=_dot(first_K, first_K),
+        bb=_dot(second_K, second_K),
+        ab=_dot(first_K, second_K),
+        spacing_squared=0.0 if spacing_K is None else _dot(spacing_K, spacing_K),
+        num_entries=first_K.numel(),
+    )
+
+
+def _dot(a_K: Tensor, b_K: Tensor) -> float:
+    """Inner product: chunks widened to fp64, so that no copy of a large matrix is made."""
+    chunk = 1 << 20
+    total = 0.0
+    for start in range(0, a_K.numel(), chunk):
+        total += float(a_K[start : start + chunk].double() @ b_K[start : start + chunk].double())
+    return total
+
+
+def spacing(values_K: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the distance of each value (fp32) to the next one that `dtype` can store."""
+    exponent_K = torch.frexp(values_K).exponent.double() - 1
+    exponent_K = exponent_K.clamp_(min=_MIN_EXPONENT[dtype])
+    return torch.exp2(exponent_K - _MANTISSA_BITS[dtype])
+
+
+def pool(sums: Sequence[DirectionSums], steps_T: Sequence[int], middle: int) -> Trust:
+    """Read the pooled sums of all matrices.
+
+    The share of entries is halved from 2 % on while rounding could make up more than MAX_FLOOR of
+    the update. With fewer than MIN_ENTRIES left (after doubling it for small models), or fewer than
+    two checkpoints, the direction is unknown.
+    """
+    everything = _add([s.everything for s in sums])
+    cosine_all = _cosine(everything)
+    unknown = Trust(None, cosine_all, None, None, None, 1.0)
+    if len(steps_T) < 2 or middle == len(steps_T) - 1:
+        return unknown
+    pooled_L = [_add([s.levels[level] for s in sums]) for level in range(len(SHARES))]
+    first = FIRST_LEVEL
+    while first > 0 and pooled_L[first].num_entries < MIN_ENTRIES:
+        first -= 1
+    for pooled in pooled_L[first:]:
+        if pooled.num_entries < MIN_ENTRIES or pooled.aa == 0:
+            break
+        floor = math.sqrt(pooled.spacing_squared / 12 / pooled.aa)
+        if floor <= MAX_FLOOR:
+            cosine = _cosine(pooled)
+            ahead = steps_T[middle] / (steps_T[-1] - steps_T[middle])
+            share = pooled.num_entries / everything.num_entries
+            speed = pooled.ab / pooled.aa * ahead
+            return Trust(cosine, cosine_all, share, floor, speed, safe_ratio(cosine))
+    return unknown
+
+
+def _add(parts: Sequence[LevelSums]) -> LevelSums:
+    return LevelSums(
+        aa=math.fsum(p.aa for p in parts),
+        bb=math.fsum(p.bb for p in parts),
+        ab=math.fsum(p.ab for p in parts),
+        spacing_squared=math.fsum(p.spacing_squared for p in parts),
+        num_entries=sum(p.num_entries for p in parts),
+    )
+
+
+def _cosine(sums: LevelSums) -> float | None:
+    return sums.ab / math.sqrt(sums.aa * sums.bb) if sums.aa > 0 and sums.bb > 0 else None
+
+
+def safe_ratio(cosine: float | None) -> float:
+    """Return how far, as a multiple of the last step, a run with this cosine may be extrapolated.
+
+    A ramp from 1 at 0.85 to 2.5 at 0.95, chosen on sixteen real small runs with one left out at a
+    time: no held-out window lost more than one point.
+    """
+    if cosine is None:
+        return 1.0
+    ramp = (cosine - FULL_TURN_COSINE) / (STEADY_COSINE - FULL_TURN_COSINE)
+    return 1.0 + (MAX_CAP - 1.0) * min(1.0, max(0.0, ramp))
+
+
+def verdict(trust: Trust, requested: float | None) -> str:
+    """Say it in one line for people."""
+    if trust.cosine is None:
+        return (
+            "unknown: too little of the update can be read to tell its direction; "
+            "the last checkpoint is the safe guess"
+        )
+    if trust.cap < 1.05:
+        return (
+            f"turning (cosine {trust.cosine:.2f}): the last checkpoint is the better guess; "
+            "scores would tell more"
+        )
+    words = "steady" if trust.cosine >= STEADY_COSINE else "fairly steady"
+    line = f"{words} (cosine {trust.cosine:.2f}): safe to about {trust.cap:.2g} x the last step"
+    if requested is not None and requested > trust.cap + 1e-9:
+        line += f", and {requested:.2g} x was asked for"
+    return line

@@ -1,0 +1,144 @@
+"""A folder that predict left behind, checked before it is pushed: whole, and as its manifest says.
+
+The manifest may have been written by anybody. It can only name files that lie in this very folder
+under plain names, and nothing in it is obeyed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from alpharl_hub import safetensors_header, strict_json
+from alpharl_hub.errors import ManifestError, PushError
+from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, Manifest, read_manifest
+from alpharl_hub.sources.contents import INDEX_FILE, SINGLE_FILE
+from alpharl_hub.trajectory import TensorRef
+
+CARD_NAME = "README.md"
+
+WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot|gguf|onnx|distcp|pkl|pickle)$"
+    r"|\.(safetensors|bin|h5|msgpack)\.index\.json$"
+    r"|^adapter_",
+    re.IGNORECASE,
+)
+"""Names at the root of a repo that hold weights, list them, or change what is loaded."""
+
+
+@dataclass(frozen=True)
+class FinishedFolder:
+    """What goes up: the weight files, and every other file by its name."""
+
+    manifest: Manifest
+    weights: tuple[Path, ...]
+    others: Mapping[str, Path]
+
+
+def read_finished_folder(folder: Path) -> FinishedFolder:
+    """Read a finished output of predict; nothing else that lies there is part of the answer.
+
+    Raises:
+        ManifestError: alpharl.json is missing, unreadable, of factors, or names what it must not.
+        PushError: a file is missing, incomplete, or not what alpharl.json describes.
+        HeaderError: a weight file that is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    if not _is_regular(path):
+        raise ManifestError(f"{folder}: has no {MANIFEST_NAME}; only what predict wrote is pushed")
+    manifest = read_manifest(path.read_bytes(), str(path))
+    if manifest.kind != KIND_MODEL:
+        raise ManifestError(f"{path}: holds {manifest.kind}, no model; predict from it first")
+    others = {MANIFEST_NAME: path}
+    for name in (CARD_NAME, *manifest.copied_files):
+        if not is_plain_name(name) or WEIGHTS.search(name):
+            raise ManifestError(f"{path}: {name!r} is no file that predict copies; nothing is sent")
+        others[name] = _present(folder, name)
+    index = folder / INDEX_FILE
+    if index.exists() or index.is_symlink():
+        filenames = _read_index(folder)
+        others[INDEX_FILE] = index
+    else:
+        filenames = frozenset({SINGLE_FILE})
+    weights = tuple(_present(folder, name) for name in sorted(filenames))
+    _check_tensors(manifest, {path.name: _tensors(path) for path in weights}, others)
+    return FinishedFolder(manifest, weights, others)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a text names a visible file in the folder itself, on every system."""
+    return (
+        name.isprintable()
+        and name[:1] not in ("", ".", "-")
+        and not any(char in name for char in '/\\:*?"<>|')
+    )
+
+
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _present(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not _is_regular(path):
+        raise PushError(f"{path}: missing, or no regular file; predict again, or name its folder")
+    return path
+
+
+def _read_index(folder: Path) -> frozenset[str]:
+    """Return the weight files that the index names, each a plain name."""
+    path = _present(folder, INDEX_FILE)
+    if (folder / SINGLE_FILE).exists():
+        raise PushError(f"{folder}: has {SINGLE_FILE} beside {INDEX_FILE}; remove the stray one")
+    weight_map = _index_field(path, "weight_map")
+    names = frozenset(str(name) for name in weight_map.values())
+    for name in names:
+        if not is_plain_name(name) or not name.endswith(".safetensors"):
+            raise PushError(f"{path}: {name!r} is no weight file of this folder; nothing is sent")
+    return names
+
+
+def _index_field(path: Path, field: str) -> Mapping[str, object]:
+    document = strict_json.parse(path.read_bytes(), str(path))
+    found = document.get(field) if isinstance(document, dict) else None
+    if not isinstance(found, dict):
+        raise PushError(f"{path}: has no {field}; predict again")
+    return found
+
+
+def _tensors(path: Path) -> tuple[TensorRef, ...]:
+    """Return a weight file's tensors; the header says how long the file must be."""
+    file_num_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(safetensors_header.PREFIX_NUM_BYTES)
+        header_bytes = safetensors_header.header_num_bytes(prefix, file_num_bytes, str(path))
+        header = file.read(header_bytes)
+    return safetensors_header.parse_header(header, file_num_bytes, str(path)).tensors
+
+
+def _check_tensors(
+    manifest: Manifest,
+    by_file: Mapping[str, tuple[TensorRef, ...]],
+    others: Mapping[str, Path],
+) -> None:
+    """Compare what the weight files hold with the index and with the manifest."""
+    found = {ref.name: (ref.dtype, ref.shape) for refs in by_file.values() for ref in refs}
+    recorded = {tensor.name: (tensor.dtype, tensor.shape) for tensor in manifest.tensors}
+    if found != recorded:
+        names = sorted(n for n in {*found, *recorded} if found.get(n) != recorded.get(n))
+        raise PushError(
+            f"{others[MANIFEST_NAME].parent}: the weights are not those that {MANIFEST_NAME} "
+            f"describes (first difference: {names[0]!r}); predict again"
+        )
+    index = others.get(INDEX_FILE)
+    if index is None:
+        return
+    in_files = {ref.name: name for name, refs in by_file.items() for ref in refs}
+    num_bytes = sum(ref.num_bytes for refs in by_file.values() for ref in refs)
+    if (
+        in_files != _index_field(index, "weight_map")
+        or _index_field(index, "metadata").get("total_size") != num_bytes
+    ):
+        raise PushError(f"{index}: does not fit the weight files beside it; predict again")

@@ -1,0 +1,381 @@
+"""What a push asks of the Hub, with its refusals in words and patience while it is busy.
+
+Weights go up one file at a time, before the commit that will name them. A Hub that speaks Xet gets
+paths; any other gets open files, because the client takes those by LFS and fails on paths
+(huggingface_hub 1.31 to 2.4, `_upload_files`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_url,
+)
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.lfs import UploadInfo
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
+    are_progress_bars_disabled,
+    build_hf_headers,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    httpx,
+)
+
+from alpharl_hub.errors import PushError, SourceError
+from alpharl_hub.sources.http_answers import asked_wait_s
+from alpharl_hub.sources.patience import Patience
+from alpharl_hub.version import __version__
+
+Answer = TypeVar("Answer")
+
+_TROUBLE = (HfHubHTTPError, httpx.TransportError, ConnectionError)
+"""What the client raises for an answer or the lack of one; a cut line is no HfHubHTTPError."""
+
+LIBRARY_NAME = "alpharl-hub"
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_TIMEOUT_S = 60.0
+
+
+class RefusedError(PushError):
+    """The Hub said no; `status` is that of its answer, None where none came."""
+
+    def __init__(self, message: str, status: int | None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnsureError(PushError):
+    """Whether a commit was made is not known: its answer was lost, or the branch has moved."""
+
+    def __init__(self, message: str, cause: Exception) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
+@dataclass(frozen=True)
+class RepoState:
+    """A repo that exists: who may see it, and its branches with their commits."""
+
+    private: bool
+    branches: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file, or folder, at the root of a commit; `sha256` of an LFS file, `git_oid` of others."""
+
+    path: str
+    is_folder: bool
+    num_bytes: int
+    sha256: str | None
+    git_oid: str
+
+
+@dataclass(frozen=True)
+class UploadedShard:
+    """One weight file that the Hub has, though no commit names it yet; a journal may keep it."""
+
+    filename: str
+    sha256: str
+    num_bytes: int
+
+
+class HubTarget:
+    """One repo that is pushed to, with one token; `endpoint` is the environment's unless given."""
+
+    def __init__(
+        self, repo: str, token: str | None, endpoint: str | None, patience: Patience
+    ) -> None:
+        self.repo = repo
+        self.endpoint = endpoint or constants.ENDPOINT
+        self._token = token or get_token()
+        self._patience = patience
+        self._uses_xet = False
+        self._api = HfApi(
+            endpoint=self.endpoint,
+            token=self._token,
+            library_name=LIBRARY_NAME,
+            library_version=__version__,
+        )
+
+    def check_token(self) -> None:
+        """Make sure that there is a token, that the Hub knows it, and that it may write.
+
+        Raises:
+            PushError: it is missing, unknown or read-only.
+        """
+        if self._token is None:
+            raise PushError(f"{self.repo}: pushing needs a token; pass --token or set HF_TOKEN")
+        answer = self._ask(self._api.whoami)
+        access = answer.get("auth", {}).get("accessToken", {})
+        if access.get("role") == "read":
+            raise PushError(
+                f"{self.repo}: this token may only read; make one with write access "
+                f"({self.endpoint}/settings/tokens)"
+            )
+
+    def look(self) -> RepoState | None:
+        """Return the repo as it is, None where there is none; refuse one that is not ours to write.
+
+        Raises:
+            PushError: the Hub refuses.
+        """
+        try:
+            info = self._ask(lambda: self._api.model_info(self.repo))
+        except RefusedError as error:
+            if error.status == 404:
+                return None
+            raise
+        self._check_write()
+        refs = self._ask(lambda: self._api.list_repo_refs(self.repo))
+        branches = {ref.name: ref.target_commit for ref in refs.branches}
+        return RepoState(bool(info.private), branches)
+
+    def _check_write(self) -> None:
+        try:
+            self._ask(lambda: self._api.auth_check(self.repo, write=True))
+        except RefusedError as error:
+            # A Hub without this question answers 404; what it does not allow fails later.
+            if error.status != 404:
+                raise
+
+    def create(self, private: bool | None) -> None:
+        """Make the repo; None leaves its visibility to the Hub's own rule."""
+        self._ask(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
+
+    def create_branch(self, branch: str, start: str) -> None:
+        """Make a branch at a commit, unless it is there."""
+        self._ask(
+            lambda: self._api.create_branch(self.repo, branch=branch, revision=start, exist_ok=True)
+        )
+
+    def head(self, branch: str) -> str | None:
+        """Return the commit of a branch, None where there is no such branch."""
+        refs = self._ask(lambda: self._api.list_repo_refs(self.repo))
+        commits = {ref.name: ref.target_commit for ref in refs.branches}
+        return commits.get(branch)
+
+    def files(self, commit: str) -> Mapping[str, RemoteFile]:
+        """List the root of a commit."""
+        entries = self._ask(lambda: list(self._api.list_repo_tree(self.repo, revision=commit)))
+        found = (
+            RemoteFile(e.path, False, e.size, e.lfs.sha256 if e.lfs else None, e.blob_id)
+            if isinstance(e, RepoFile)
+            else RemoteFile(e.path, True, 0, None, "")
+            for e in entries
+        )
+        return {file.path: file for file in found}
+
+    def read(self, path: str, commit: str) -> bytes:
+        """Return the content of a small file."""
+        url = hf_hub_url(self.repo, path, revision=commit, endpoint=self.endpoint)
+        response = self._ask(lambda: self._get(url))
+        return bytes(response.content)
+
+    def choose_transfer(self, branch: str) -> bool:
+        """Find out whether uploads may go by Xet, and return the answer."""
+        if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
+            return False
+        path = f"xet-write-token/{quote(branch, safe='')}"
+        url = f"{self.endpoint}/api/models/{self.repo}/{path}"
+        try:
+            self._ask(lambda: self._get(url))
+        except RefusedError as error:
+            if error.status == 404:
+                return False
+            raise
+        self._uses_xet = True
+        return True
+
+    def upload(self, path: Path, branch: str) -> UploadedShard:
+        """Send one weight file, hashed first; returns when the Hub has it.
+
+        Raises:
+            PushError: the Hub refuses, or the line stays down.
+        """
+        operation = self._ask(lambda: self._upload_once(path, branch))
+        info = operation.upload_info
+        return UploadedShard(path.name, info.sha256.hex(), info.size)
+
+    def _upload_once(self, path: Path, branch: str) -> CommitOperationAdd:
+        with path.open("rb") as file, _quiet_client():
+            operation = CommitOperationAdd(path.name, path if self._uses_xet else file)
+            # Otherwise the Hub decides by its .gitattributes, and a file that it wants in git
+            # itself could not be sent before the commit.
+            operation._upload_mode = "lfs"
+            try:
+                self._api.preupload_lfs_files(self.repo, [operation], revision=branch)
+            except (RuntimeError, ValueError) as error:
+                found = self._unwrapped(error)
+                raise found from (error if isinstance(found, PushError) else None)
+        return operation
+
+    def commit(
+        self,
+        branch: str,
+        parent: str,
+        message: str,
+        shards: Sequence[UploadedShard],
+        others: Mapping[str, bytes | Path],
+        deleted: Sequence[str],
+    ) -> str:
+        """Make the one commit, tried once, and return its sha.
+
+        Raises:
+            UnsureError: it may have been made all the same, or the branch has moved.
+            PushError: the Hub refuses it.
+        """
+        with ExitStack() as stack, _quiet_client():
+            operations: list[CommitOperationAdd | CommitOperationDelete] = [
+                *(CommitOperationDelete(name, is_folder=False) for name in deleted),
+                *(uploaded_operation(shard) for shard in shards),
+                *(self._addition(name, data, stack) for name, data in others.items()),
+            ]
+            try:
+                info = self._api.create_commit(
+                    self.repo,
+                    operations,
+                    commit_message=message,
+                    revision=branch,
+                    parent_commit=parent,
+                )
+            except _TROUBLE as error:
+                raise self._unsure(error) from error
+            except (RuntimeError, ValueError) as error:
+                raise self._unsure(self._unwrapped(error)) from error
+        return str(info.oid)
+
+    def _addition(self, name: str, data: bytes | Path, stack: ExitStack) -> CommitOperationAdd:
+        if self._uses_xet:
+            return CommitOperationAdd(name, data)
+        file = io.BytesIO(data) if isinstance(data, bytes) else stack.enter_context(data.open("rb"))
+        return CommitOperationAdd(name, file)
+
+    def pause(self, error: Exception, num_failures: int) -> None:
+        """Wait before another attempt, if there is sense in one.
+
+        Raises:
+            PushError: there is none, or it failed too often.
+        """
+        if not _is_passing(error):
+            raise self._refusal(error) from error
+        status = _status(error)
+        reason = _one_line(error) if status is None else f"the Hub answers {status}"
+        headers = {} if status is None else dict(error.response.headers)  # type: ignore[attr-defined]
+        try:
+            self._patience.pause(self.repo, reason, asked_wait_s(headers), num_failures)
+        except SourceError as given_up:
+            raise PushError(str(given_up)) from error
+
+    def _get(self, url: str) -> httpx.Response:
+        headers = build_hf_headers(
+            token=self._token, library_name=LIBRARY_NAME, library_version=__version__
+        )
+        response = get_session().get(url, headers=headers, timeout=_TIMEOUT_S)
+        hf_raise_for_status(response)
+        return response
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        """Put a question, again while the Hub is busy or the line is down."""
+        num_failures = 0
+        while True:
+            try:
+                return question()
+            except _TROUBLE as error:
+                num_failures += 1
+                self.pause(error, num_failures)
+
+    def _unsure(self, error: Exception) -> Exception:
+        if isinstance(error, PushError):
+            return error
+        refusal = self._refusal(error)
+        is_unsure = _is_passing(error) or _status(error) == 412
+        return UnsureError(str(refusal), error) if is_unsure else refusal
+
+    def _unwrapped(self, error: Exception) -> Exception:
+        """Return what the client's own words for a failed upload or a refused card are about."""
+        cause = error.__cause__
+        if isinstance(cause, _TROUBLE):
+            return cause
+        return PushError(f"{self.repo}: the upload failed: {_one_line(cause or error)}")
+
+    def _refusal(self, error: Exception) -> RefusedError:
+        """Put the Hub's answer into one line: what, why, what next."""
+        status, words = _status(error), _one_line(error)
+        if isinstance(error, OfflineModeIsEnabled):
+            text = "HF_HUB_OFFLINE is set; unset it to push"
+        elif status is None:
+            text = f"no answer from {self.endpoint} ({words}); push again, nothing is sent twice"
+        elif status == 401:
+            text = "the Hub does not know this token; make a new one (hf auth login)"
+        elif status == 412:
+            text = "somebody else committed to the branch meanwhile; look at it, then push again"
+        elif status == 403:
+            text = f"not allowed (403: {words}); use a token that may write, or mend what it says"
+        else:
+            text = f"the Hub refuses (status {status}): {words}"
+        return RefusedError(f"{self.repo}: {text}", status)
+
+
+def uploaded_operation(shard: UploadedShard) -> CommitOperationAdd:
+    """Return the part of a commit that names a file which was uploaded earlier, without its bytes.
+
+    The client has no public way to say so; a test holds its two private fields.
+    """
+    operation = CommitOperationAdd(shard.filename, b"")
+    operation.upload_info = UploadInfo(
+        size=shard.num_bytes, sample=b"", sha256=bytes.fromhex(shard.sha256)
+    )
+    operation._upload_mode = "lfs"
+    operation._is_uploaded = True
+    return operation
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """Keep the client from drawing bars, and from remarking on every file that goes by LFS."""
+    logger = logging.getLogger("huggingface_hub._commit_api")
+    level, shows_bars = logger.level, not are_progress_bars_disabled()
+    logger.setLevel(logging.ERROR)
+    if shows_bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if shows_bars:
+            enable_progress_bars()
+
+
+def _status(error: Exception) -> int | None:
+    response = getattr(error, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether asking again has sense."""
+    status = _status(error)
+    return not isinstance(error, OfflineModeIsEnabled) if status is None else status in _RETRIED
+
+
+def _one_line(error: BaseException) -> str:
+    words = getattr(error, "server_message", None) or str(error) or type(error).__name__
+    text = " ".join(str(words).split())
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,123 @@
+"""The stories that the tool tells, each from top to bottom: open, prepare, plan, stream, write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from alpharl_hub.delivery import Destination
+from alpharl_hub.devices import choose_devices, fit_workers
+from alpharl_hub.extraction import extract
+from alpharl_hub.inspection import make_inspection
+from alpharl_hub.output_folder import FolderRequest
+from alpharl_hub.prediction import PredictOptions, plan_subject, predict
+from alpharl_hub.preparation import ScopeOptions, prepare, run_record
+from alpharl_hub.reporting import report, report_factors
+from alpharl_hub.results import Extraction, Inspection, Prediction, SpectralReport
+from alpharl_hub.sources.opening import RunRequest, open_trajectory
+from alpharl_hub.streaming import Compute, Hooks
+from alpharl_hub.subjects import (
+    factor_subject,
+    is_factor_folder,
+    read_folder_manifest,
+    recorded_subject,
+    trajectory_subject,
+)
+from alpharl_hub.targets import TargetOptions
+
+_INSPECTED_RATIO = 2.0
+"""What inspect plans for without a target; costs do not depend on it."""
+
+
+def inspect_run(
+    request: RunRequest, scope: ScopeOptions, options: PredictOptions, compute: Compute
+) -> Inspection:
+    """Look at a run: listings, headers and a small sample are read, nothing else.
+
+    Raises:
+        SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ResourceError.
+    """
+    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=False)
+    target = options.target
+    if (target.target_step, target.target_score, target.scale) == (None, None, None):
+        last = prepared.trajectory.steps_T[-1]
+        options = replace(options, target=TargetOptions(target_step=_INSPECTED_RATIO * last))
+    setting = plan_subject(trajectory_subject(prepared, scope), options)
+    plan = setting.plan
+    workers = fit_workers(
+        plan.windows,
+        choose_devices(compute.devices),
+        plan.num_deltas_held,
+        0,
+        compute.memory_bytes,
+    )
+    return make_inspection(prepared, plan, workers)
+
+
+def report_run(
+    request: RunRequest, scope: ScopeOptions, quick: bool, compute: Compute, hooks: Hooks
+) -> SpectralReport:
+    """Describe the spectrum of a run, or of a folder of extracted factors.
+
+    Raises:
+        SourceError, HeaderError, TrajectoryError, FitError, ManifestError, ResourceError.
+    """
+    if is_factor_folder(request.run):
+        folder = Path(request.run).expanduser()
+        return report_factors(folder, read_folder_manifest(folder))
+    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+    return report(prepared, quick, compute, hooks)
+
+
+def extract_run(
+    request: RunRequest,
+    scope: ScopeOptions,
+    rank: int,
+    output: FolderRequest,
+    compute: Compute,
+    hooks: Hooks,
+) -> Extraction:
+    """Write the factors of a run.
+
+    Raises:
+        SourceError, HeaderError, TrajectoryError, FitError, ResourceError, WriteError.
+    """
+    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+    return extract(prepared, run_record(prepared, scope), rank, output, compute, hooks)
+
+
+def predict_run(
+    request: RunRequest,
+    scope: ScopeOptions,
+    options: PredictOptions,
+    destination: Destination,
+    compute: Compute,
+    hooks: Hooks,
+) -> Prediction:
+    """Predict a model from a run, or from a folder of extracted factors.
+
+    Raises:
+        SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ManifestError,
+        ResourceError, WriteError, PushError.
+    """
+    if is_factor_folder(request.run):
+        subject = factor_subject(request)
+    else:
+        prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+        subject = trajectory_subject(prepared, scope)
+    return predict(plan_subject(subject, options), destination, compute, hooks)
+
+
+def repeat_run(
+    manifest: Path, request: RunRequest, destination: Destination, compute: Compute, hooks: Hooks
+) -> Prediction:
+    """Repeat the prediction that a manifest records, from the same commits.
+
+    `request.run` and `request.base` say where the checkpoints of a local run lie; for a run on a
+    Hub only its token is used.
+
+    Raises:
+        As `predict_run`.
+    """
+    subject, options = recorded_subject(manifest, request)
+    return predict(plan_subject(subject, options), destination, compute, hooks)

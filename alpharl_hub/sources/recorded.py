@@ -1,0 +1,64 @@
+"""Open again the very checkpoints that a manifest names.
+
+A manifest may come from a stranger: repos and commits are checked for their form, and a local
+folder is only ever one that the user named, compared by fingerprint.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+
+from alpharl_hub.errors import ManifestError
+from alpharl_hub.manifest import CheckpointRecord, RunRecord
+from alpharl_hub.sources.contents import open_contents
+from alpharl_hub.sources.hub import HubFolder
+from alpharl_hub.sources.hub_client import HubClient
+from alpharl_hub.trajectory import Checkpoint, CheckpointContents, CheckpointStore
+
+FindLocal = Callable[[CheckpointRecord], tuple[Checkpoint, CheckpointStore]]
+"""Says which local folder, named by the user, is the one recorded."""
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_REPO = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+
+
+def open_recorded(
+    records: Sequence[CheckpointRecord],
+    client: Callable[[], HubClient],
+    find_local: FindLocal,
+) -> tuple[CheckpointContents, ...]:
+    """Open checkpoints as recorded, each on the Hub at its commit or in the user's folder.
+
+    Raises:
+        ManifestError: a record is malformed, or a local folder holds other weights by now.
+        SourceError: a commit is gone or cannot be read.
+    """
+    return tuple(_open(record, client, find_local) for record in records)
+
+
+def all_records(run: RunRecord) -> tuple[CheckpointRecord, ...]:
+    """Return the base's record, then those of the history."""
+    return (run.base, *run.checkpoints)
+
+
+def _open(
+    record: CheckpointRecord, client: Callable[[], HubClient], find_local: FindLocal
+) -> CheckpointContents:
+    if record.commit is None:
+        contents = open_contents(*find_local(record))
+        if contents.fingerprint != record.fingerprint:
+            raise ManifestError(
+                f"{contents.checkpoint.label}: not the weights that the manifest names as step "
+                f"{record.step} ({record.source}); name the folder that has them"
+            )
+        return contents
+    parts = PurePosixPath(record.folder).parts
+    if not (_COMMIT.match(record.commit) and _REPO.match(record.source)) or ".." in parts:
+        raise ManifestError(f"the manifest's checkpoint {record.source!r} is no repo at a commit")
+    checkpoint = Checkpoint(
+        record.step, record.source, record.revision, record.commit, record.folder
+    )
+    store = HubFolder(client(), record.source, record.commit, record.folder)
+    return open_contents(checkpoint, store)
