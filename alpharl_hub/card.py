@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from huggingface_hub import ModelCardData
 
 from alpharl_hub.card_repeat import run_repo

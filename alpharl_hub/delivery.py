@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from alpharl_hub.errors import WriteError
+from alpharl_hub import strict_json
 from alpharl_hub.journal import Journal
 from alpharl_hub.output_folder import (
     RESULT_FOLDER,
@@ -25,53 +24,63 @@ from alpharl_hub.output_folder import (
 )
 from alpharl_hub.plan import Window
 from alpharl_hub.prediction_plan import PredictionPlan
+from alpharl_hub.push import (
+    HubAccess,
+    ModelUpload,
+    PushHooks,
+    PushOptions,
+    PushResult,
+    UploadedShard,
+)
 from alpharl_hub.shards import ShardWriter, make_index
 
 INDEX_NAME = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """A model that is on a Hub now."""
+class PushRequest:
+    """A push that is asked for: where to, how, with which token, and who is told."""
 
-    url: str
-    commit: str | None
+    repo: str
+    options: PushOptions
+    access: HubAccess
+    hooks: PushHooks
 
-
-class Upload(Protocol):
-    """A push in progress: takes shards while the rest is still computed."""
-
-    def shard_done(self, path: Path) -> Mapping[str, object]:
-        """Upload one finished shard; the answer is kept in the journal and the file may go."""
-        ...
-
-    def finish(
-        self, shards: Mapping[str, Mapping[str, object]], files: Mapping[str, bytes]
-    ) -> Pushed:
-        """Make the model appear, in one commit, from uploaded shards and small files."""
-        ...
+    def begin(self, private_inputs: bool) -> ModelUpload:
+        """Check all that could stop the push, before hours of work."""
+        return ModelUpload.begin(
+            self.repo,
+            self.options,
+            private_inputs=private_inputs,
+            access=self.access,
+            hooks=self.hooks,
+        )
 
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to: `folder`, `repo` (with its `upload`), or both; work goes on in `work_folder`."""
+    """Where to: a folder, a repo, or both; unfinished work lies in `work_folder` (None: beside)."""
 
     folder: Path | None
     overwrite: bool = False
     work_folder: Path | None = None
-    repo: str | None = None
-    branch: str | None = None
     license_id: str | None = None
-    upload: Upload | None = None
+    push: PushRequest | None = None
 
 
 class Delivery:
     """The output while it is made: writer, journal, and what happens to finished shards."""
 
     def __init__(
-        self, destination: Destination, work: Path, plan: PredictionPlan, journal: Journal
+        self,
+        destination: Destination,
+        upload: ModelUpload | None,
+        work: Path,
+        plan: PredictionPlan,
+        journal: Journal,
     ) -> None:
         self.journal = journal
+        self._upload = upload
         self._destination = destination
         self._work = work
         self._result = work / RESULT_FOLDER
@@ -112,35 +121,31 @@ class Delivery:
         path = self._result / filename
         if not path.exists():
             path = self.writer.complete(filename)
-        upload = self._destination.upload
-        if upload is not None:
-            self.journal.record(f"shard {filename}", upload.shard_done(path))
+        if self._upload is not None:
+            uploaded = self._upload.upload_shard(path)
+            self.journal.record(f"shard {filename}", strict_json.to_plain(uploaded))
             if self._destination.folder is None:
                 path.unlink()
 
-    def finish(self, files: Mapping[str, bytes]) -> tuple[Path | None, Pushed | None]:
+    def finish(self, files: Mapping[str, bytes]) -> PushResult | None:
         """Add the small files, push, and move the folder to its name."""
         small = dict(files)
         if len(self._plan.files) > 1:
             small[INDEX_NAME] = make_index(self._plan.files)
         pushed = None
-        if self._destination.upload is not None:
-            pushed = self._destination.upload.finish(self._uploaded(), small)
+        if self._upload is not None:
+            pushed = self._upload.finish(self._uploaded(), small)
         folder = self._destination.folder
         if folder is not None:
             for name, data in small.items():
                 write_file(self._result / name, data)
             publish(self._result, folder, self._destination.overwrite)
-        return folder, pushed
+        return pushed
 
-    def _uploaded(self) -> dict[str, Mapping[str, object]]:
-        found: dict[str, Mapping[str, object]] = {}
-        for file in self._plan.files:
-            record = self.journal.results[f"shard {file.filename}"]
-            if not isinstance(record, dict):
-                raise WriteError(f"{self._work}: the journal is damaged; delete this folder")
-            found[file.filename] = record
-        return found
+    def _uploaded(self) -> list[UploadedShard]:
+        keys = [f"shard {file.filename}" for file in self._plan.files]
+        results = self.journal.results
+        return [strict_json.from_plain(UploadedShard, results[key], key) for key in keys]
 
     def close(self) -> None:
         """Let go of everything; what is unfinished stays for the next start."""
@@ -150,19 +155,24 @@ class Delivery:
 
 @contextmanager
 def open_delivery(
-    destination: Destination, plan: PredictionPlan, identity: Mapping[str, object], work: Path
+    destination: Destination,
+    private_inputs: bool,
+    plan: PredictionPlan,
+    identity: Mapping[str, object],
+    work: Path,
 ) -> Iterator[Delivery]:
     """Open the work folder, new or as an earlier start left it; it goes when all is delivered.
 
     Raises:
         WriteError: the output is not empty, another process works there, or it holds another run.
-        ResourceError: the disk is too small.
+        ResourceError: the disk is too small. PushError: the push could not end well.
     """
     if destination.folder is not None:
         check_output(destination.folder, destination.overwrite)
     check_disk(work, _needed_bytes(destination, plan, work))
+    upload = destination.push.begin(private_inputs) if destination.push else None
     journal = Journal(work, identity)
-    delivery = Delivery(destination, work, plan, journal)
+    delivery = Delivery(destination, upload, work, plan, journal)
     try:
         delivery.open()
         yield delivery

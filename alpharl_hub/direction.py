@@ -20,16 +20,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SHARES = (0.64, 0.32, 0.16, 0.08, 0.04, 0.02, 0.01, 0.005, 0.0025, 0.00125)
-"""Shares of a matrix's entries, smallest |W_0| first; nested, so one reading serves them all."""
-
+# Shares of a matrix's entries, smallest |W_0| first: 64 %, 32 %, ... down to one in a million. They
+# are nested, so one reading serves them all.
+SHARES = tuple(0.64 / 2**level for level in range(20))
+# Where to begin. Larger shares are for models so small that 2 % of them are too few entries.
 FIRST_LEVEL = SHARES.index(0.02)
-"""Where to begin. Larger shares are for models so small that 2 % of them are too few entries."""
 
 MAX_FLOOR = 0.1
 MIN_ENTRIES = 4000
 _LARGE_MATRIX = MIN_ENTRIES / 0.02
 FULL_TURN_COSINE, STEADY_COSINE, MAX_CAP = 0.85, 0.95, 2.5
+
+# Differences, squares and products of one chunk stay in the cache.
+_CHUNK_ELEMENTS = 1 << 17
 
 _MANTISSA_BITS = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
 _MIN_EXPONENT = {
@@ -76,57 +79,102 @@ class Trust:
 
 
 def direction_sums(base: Tensor, middle: Tensor, last: Tensor) -> DirectionSums:
-    """Add up one matrix; the three tensors have one shape and their stored dtypes."""
-    base_P, middle_P, last_P = (t.reshape(-1).to(torch.float32) for t in (base, middle, last))
+    """Add up one matrix; the three tensors have one shape and their stored dtypes.
+
+    Beside them it needs at most 64 bytes for each of the chosen entries.
+    """
+    base_P, middle_P, last_P = base.reshape(-1), middle.reshape(-1), last.reshape(-1)
     # One matrix of this size alone has enough entries at 2 %.
     widest = FIRST_LEVEL if base_P.numel() >= _LARGE_MATRIX else 0
-    index_K = _smallest(base_P, max(1, round(SHARES[widest] * base_P.numel())))
-    first_K = middle_P[index_K] - base_P[index_K]
-    second_K = last_P[index_K] - middle_P[index_K]
-    spacing_K = spacing(middle_P[index_K], middle.dtype)
+    index_K = smallest_entries(base_P, max(1, round(SHARES[widest] * base_P.numel())))
+    first_K, second_K = _halves(base_P[index_K], middle_P[index_K], last_P[index_K])
+    spacing_K = spacing(middle_P[index_K].to(torch.float32), middle.dtype)
     levels = []
     for level, share in enumerate(SHARES):
         count = round(share * base_P.numel()) if level >= widest else 0
         levels.append(_sums(first_K[:count], second_K[:count], spacing_K[:count]))
-    middle_minus_base_P = middle_P - base_P
-    everything = _sums(middle_minus_base_P, last_P - middle_P, None)
+    chunks = [slice(i, i + _CHUNK_ELEMENTS) for i in range(0, base_P.numel(), _CHUNK_ELEMENTS)]
+    everything = _add([_sums(*_halves(base_P[c], middle_P[c], last_P[c]), None) for c in chunks])
+    if everything.bb == 0:
+        everything = LevelSums(0.0, 0.0, 0.0, 0.0, 0)
     return DirectionSums(tuple(levels), everything)
 
 
-def _smallest(values_P: Tensor, count: int) -> Tensor:
-    """Return the indices of the `count` entries of smallest magnitude, smallest first."""
-    magnitude_P = values_P.abs()
-    threshold = torch.kthvalue(magnitude_P, count).values
-    candidates_C = torch.nonzero(magnitude_P <= threshold).view(-1)
-    order_C = torch.sort(magnitude_P[candidates_C], stable=True).indices
-    return candidates_C[order_C][:count]
+def smallest_entries(values_P: Tensor, count: int) -> Tensor:
+    """Give the indices (int64) of the `count` entries of smallest magnitude, smallest first.
+
+    Of equal magnitudes the lower index comes first. The values are finite and of any float dtype.
+    """
+    found = _below(values_P, count, _guess(values_P, count))
+    if len(found[0]) < count:
+        found = _below(values_P, count, math.inf)
+    magnitude_C, index_C = found
+    kept = _first_smallest(magnitude_C, count)
+    # Sorting is the dearest step: 0.2 s for a million.
+    order_K = torch.sort(magnitude_C[kept], stable=True).indices
+    return index_C[kept[order_K]]
+
+
+def _guess(values_P: Tensor, count: int) -> float:
+    """A limit that about twice `count` entries lie below, from a sample of 64 k."""
+    sample_S = values_P[:: max(1, values_P.numel() >> 16)].to(torch.float32).abs()
+    place = 1 + min(len(sample_S) - 1, 2 * count * len(sample_S) // values_P.numel())
+    return float(torch.kthvalue(sample_S, place).values)
+
+
+def _below(values_P: Tensor, count: int, limit: float) -> tuple[Tensor, Tensor]:
+    """Magnitudes below a limit and their indices, rising; the limit falls as more are found."""
+    magnitudes, indices, num_held = [], [], 0
+    for start in range(0, values_P.numel(), _CHUNK_ELEMENTS):
+        chunk_P = values_P[start : start + _CHUNK_ELEMENTS].to(torch.float32).abs()
+        found = torch.nonzero(chunk_P < limit).view(-1)
+        magnitudes.append(chunk_P[found])
+        indices.append(found + start)
+        num_held += len(found)
+        if num_held >= 4 * count:
+            magnitude_C, index_C = torch.cat(magnitudes), torch.cat(indices)
+            kept = _first_smallest(magnitude_C, count)
+            magnitudes, indices, num_held = [magnitude_C[kept]], [index_C[kept]], count
+            # A later entry that equals the limit comes after `count` others not larger than it.
+            limit = float(magnitudes[0].max())
+    return torch.cat(magnitudes), torch.cat(indices)
+
+
+def _first_smallest(magnitude_C: Tensor, count: int) -> Tensor:
+    """Positions, rising, of the `count` smallest; of equal ones the first."""
+    limit = torch.kthvalue(magnitude_C, count).values
+    below = torch.nonzero(magnitude_C < limit).view(-1)
+    equal = torch.nonzero(magnitude_C == limit).view(-1)[: count - len(below)]
+    return torch.cat([below, equal]).sort().values
+
+
+def _halves(base_K: Tensor, middle_K: Tensor, last_K: Tensor) -> tuple[Tensor, Tensor]:
+    """The two halves of the update, fp32."""
+    middle_K = middle_K.to(torch.float32)
+    return middle_K - base_K.to(torch.float32), last_K.to(torch.float32) - middle_K
 
 
 def _sums(first_K: Tensor, second_K: Tensor, spacing_K: Tensor | None) -> LevelSums:
-    # A matrix whose chosen entries never moved again (untrained rows) says nothing and is left out.
-    if first_K.numel() == 0 or not bool(second_K.any()):
+    first_K, second_K = first_K.double(), second_K.double()
+    bb = float(second_K @ second_K)
+    # A matrix whose chosen entries never moved again (untrained rows) says nothing and is left out;
+    # chunks of all entries are judged together.
+    if spacing_K is not None and bb == 0:
         return LevelSums(0.0, 0.0, 0.0, 0.0, 0)
     return LevelSums(
-        aa=_dot(first_K, first_K),
-        bb=_dot(second_K, second_K),
-        ab=_dot(first_K, second_K),
-        spacing_squared=0.0 if spacing_K is None else _dot(spacing_K, spacing_K),
+        aa=float(first_K @ first_K),
+        bb=bb,
+        ab=float(first_K @ second_K),
+        spacing_squared=0.0 if spacing_K is None else float(spacing_K @ spacing_K),
         num_entries=first_K.numel(),
     )
 
 
-def _dot(a_K: Tensor, b_K: Tensor) -> float:
-    """Inner product: chunks widened to fp64, so that no copy of a large matrix is made."""
-    chunk = 1 << 20
-    total = 0.0
-    for start in range(0, a_K.numel(), chunk):
-        total += float(a_K[start : start + chunk].double() @ b_K[start : start + chunk].double())
-    return total
-
-
 def spacing(values_K: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the distance of each value (fp32) to the next one that `dtype` can store."""
+    """Give the distance (float64) from each value (fp32) to the next one that `dtype` can store."""
     exponent_K = torch.frexp(values_K).exponent.double() - 1
+    # Zero and the subnormal numbers lie as densely as the smallest normal ones.
+    exponent_K[values_K == 0] = -math.inf
     exponent_K = exponent_K.clamp_(min=_MIN_EXPONENT[dtype])
     return torch.exp2(exponent_K - _MANTISSA_BITS[dtype])
 

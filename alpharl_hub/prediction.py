@@ -31,6 +31,7 @@ from alpharl_hub.methods import Method, MethodOptions, Predictor, make_method
 from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.model_files import dtype_notice
 from alpharl_hub.prediction_plan import DTYPES, Decider, PredictionPlan, plan_prediction
+from alpharl_hub.push import DEFAULT_BRANCH
 from alpharl_hub.records import pool_rounding, pool_trust, tensor_records, trust_record
 from alpharl_hub.results import PredictedOutput, Prediction
 from alpharl_hub.scope import Scope
@@ -195,10 +196,12 @@ def predict(
     versions = VersionsRecord(__version__, torch.__version__, compute_name(workers.devices))
     known_by = identity(setting, versions)
     work = work_folder(destination, default_work_folder(known_by))
-    with open_delivery(destination, plan, known_by, work) as delivery:
+    private = setting.subject.run.private
+    with open_delivery(destination, private, plan, known_by, work) as delivery:
         results = _stream(setting, delivery, workers, hooks)
         manifest = make_manifest(setting, versions, results)
-        folder, pushed = delivery.finish(small_files(setting, manifest, destination))
+        pushed = delivery.finish(small_files(setting, manifest, destination))
+    folder = destination.folder
     output = PredictedOutput(
         target_step=setting.target.step,
         target_score=setting.options.target.target_score,
@@ -304,13 +307,13 @@ def default_work_folder(plan_identity: Mapping[str, object]) -> Path:
 def card_facts(setting: Setting, destination: Destination) -> CardFacts:
     """Gather what the card needs and the manifest does not hold."""
     subject = setting.subject
-    folder = destination.folder
-    name = destination.repo or (folder.name if folder is not None else "model")
+    folder, push = destination.folder, destination.push
+    name = folder.name if folder is not None else "model"
     return CardFacts(
-        model_name=name,
+        model_name=push.repo if push else name,
         license_override=destination.license_id,
         run_card=subject.trajectory.card or card_text(subject.last),
         base_card=card_text(subject.trajectory.base),
-        branch=destination.branch or "main",
+        branch=push.options.branch if push else DEFAULT_BRANCH,
         files_from_base=any(f.source is subject.trajectory.base for f in setting.plan.copied),
     )

@@ -36,6 +36,7 @@ from alpharl_hub.cli.running import print_json, running, show_notices, show_trus
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Repeat the run of an alpharl.json (local runs: name RUN and --base too).",
 )
+@click.option("--license", "license_id", metavar="ID", help="License that the card states.")
 @predict_options
 @run_options
 @push_options
@@ -64,7 +65,7 @@ def predict(
     check_predict_arguments(run, manifest, output, push_to, options)
     with running(options) as session:
         request = run_request(run or "", options, session.stop)
-        where = destination(output, push_to, options)
+        where = destination(output, push_to, options, session.stop)
         compute, hooks = compute_request(options), session.hooks()
         if manifest is not None:
             answer = repeat_run(manifest, request, where, compute, hooks)

@@ -7,31 +7,47 @@ from typing import Any
 
 import click
 
+from alpharl_hub.cli import push_options as shared
 from alpharl_hub.cli.options import output_options
-from alpharl_hub.cli.push_options import push_options
+from alpharl_hub.cli.requests import (
+    check_visibility_options,
+    hub_access,
+    push_hooks,
+    push_options,
+)
 from alpharl_hub.cli.running import print_json, running
 
 
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("repo")
-@push_options
+@shared.push_options
 @click.option("--overwrite", is_flag=True, help="Replace a model that is not ours.")
 @click.option("--dry-run", is_flag=True, help="Check everything and change nothing.")
 @click.option("--token", help="Hub token; HF_TOKEN is safer: other users see command lines.")
 @output_options
-def push(folder: Path, repo: str, dry_run: bool, as_json: bool, **options: Any) -> None:
+def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     """Push a finished folder to the Hub, in one commit.
 
     \b
     alpharl-hub push ./olmo-2000 me/olmo-3-7b-step-2000
     alpharl-hub push ./olmo-2000 me/olmo-3-7b-step-2000 --private --dry-run
     """
-    from alpharl_hub.cli.requests import make_push
+    from alpharl_hub.push import push_folder
 
+    check_visibility_options(options)
     with running(options) as session:
-        answer = make_push(folder, repo, dry_run, options, session)
+        answer = push_folder(
+            folder,
+            repo,
+            push_options(options),
+            access=hub_access(options),
+            hooks=push_hooks(options, session.stop),
+        )
     if as_json:
         print_json(answer)
-    else:
-        click.echo(answer.url)
+        return
+    if options["dry_run"]:
+        click.echo(f"would add {', '.join(answer.added)}", err=True)
+        click.echo(f"would delete {', '.join(answer.deleted) or 'nothing'}", err=True)
+    click.echo(answer.url)

@@ -17,7 +17,6 @@ def push_options(command: Command) -> Command:
             ),
             click.option("--branch", metavar="NAME", help="Push to this branch. [main]"),
             click.option("--commit-message", metavar="TEXT", help="Title of the commit."),
-            click.option("--license", "license_id", metavar="ID", help="License of the result."),
         ),
         command,
     )

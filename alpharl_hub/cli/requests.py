@@ -12,12 +12,14 @@ import click
 
 from alpharl_hub.cli.options import split_list
 from alpharl_hub.cli.running import tell_wait
+from alpharl_hub.cli.terminal import escape_text, human_bytes
 from alpharl_hub.methods import METHODS
 
 if TYPE_CHECKING:
     from alpharl_hub.delivery import Destination
     from alpharl_hub.prediction import PredictOptions
     from alpharl_hub.preparation import ScopeOptions
+    from alpharl_hub.push import HubAccess, PushHooks, PushOptions
     from alpharl_hub.results import Inspection
     from alpharl_hub.sources.opening import RunRequest
     from alpharl_hub.streaming import Compute
@@ -124,26 +126,75 @@ def check_predict_arguments(
         raise click.UsageError("name a RUN, or an alpharl.json with --from")
     if output is None and push_to is None:
         raise click.UsageError("say where to: -o DIR, --push-to ORG/NAME, or both")
-    if options["private"] and options["public"]:
-        raise click.UsageError("--private and --public exclude each other; give one")
+    check_visibility_options(options)
     if manifest is None:
         require_target(options)
 
 
+def check_visibility_options(options: Mapping[str, Any]) -> None:
+    """Refuse --private beside --public.
+
+    Raises:
+        click.UsageError: both are there.
+    """
+    if options["private"] and options["public"]:
+        raise click.UsageError("--private and --public exclude each other; give one")
+
+
 def destination(
-    output: Path | None, push_to: str | None, options: Mapping[str, Any]
+    output: Path | None, push_to: str | None, options: Mapping[str, Any], stop: threading.Event
 ) -> Destination:
     """Build where a prediction goes."""
-    from alpharl_hub.delivery import Destination
+    from alpharl_hub.delivery import Destination, PushRequest
 
+    push = None
+    if push_to is not None:
+        push = PushRequest(
+            push_to,
+            push_options(options),
+            hub_access(options),
+            push_hooks(options, stop),
+        )
     return Destination(
-        folder=output,
+        output, options["overwrite"], options["work_dir"], options["license_id"], push
+    )
+
+
+def push_options(options: Mapping[str, Any]) -> PushOptions:
+    """Build how a repo is made and written to."""
+    from alpharl_hub.push import DEFAULT_BRANCH, PushOptions
+
+    private = True if options["private"] else False if options["public"] else None
+    return PushOptions(
+        private=private,
+        branch=options["branch"] or DEFAULT_BRANCH,
+        commit_message=options["commit_message"],
         overwrite=options["overwrite"],
-        work_folder=options["work_dir"],
-        repo=push_to,
-        branch=options["branch"],
-        license_id=options["license_id"],
-        upload=None,
+        dry_run=options.get("dry_run", False),
+    )
+
+
+def hub_access(options: Mapping[str, Any]) -> HubAccess:
+    """Build with which token."""
+    from alpharl_hub.push import HubAccess
+
+    return HubAccess(options["token"])
+
+
+def push_hooks(options: Mapping[str, Any], stop: threading.Event) -> PushHooks:
+    """Build what a push tells: uploads unless quiet, waits as elsewhere."""
+    from alpharl_hub.push import PushHooks
+    from alpharl_hub.sources.patience import Patience
+
+    patience = Patience(on_wait=tell_wait(options["verbose"]), stop=stop)
+    if options["quiet"]:
+        return PushHooks(patience=patience)
+    return PushHooks(
+        on_notice=lambda message: click.echo(escape_text(message), err=True),
+        on_uploaded=lambda name, size: click.echo(
+            escape_text(f"uploaded {name} ({human_bytes(size)})"), err=True
+        ),
+        patience=patience,
     )
 
 

@@ -143,17 +143,17 @@ class Session:
     stop: threading.Event
 
     def hooks(self) -> Hooks:
-        """Return what the library calls while it works."""
+        """Return what the library calls while it computes; torch gets one thread a worker."""
         from alpharl_hub.streaming import Hooks
 
+        limit_threads()
         return Hooks(self.progress, self.stop)
 
 
 @contextmanager
 def running(options: Mapping[str, Any]) -> Iterator[Session]:
-    """Run a long command: signals stop it, progress is shown, torch gets one thread a worker."""
+    """Run a long command: signals stop it, and its progress is taken away at the end."""
     session = Session(Progress(options["quiet"]), threading.Event())
-    limit_threads()
     with stop_on_signals(session.stop):
         try:
             yield session

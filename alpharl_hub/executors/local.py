@@ -78,8 +78,11 @@ class LocalExecutor(Generic[Result]):
                 thread.start()
             try:
                 yield from self._collect(done, len(threads))
-            finally:
+            except BaseException:
+                # Whatever ends the collecting early must also end waits for a busy server.
                 self._stop.set()
+                raise
+            finally:
                 for thread in threads:
                     thread.join()
 

@@ -68,7 +68,7 @@ class MethodOptions:
 
     `rescale`: give the rank-1 part the norm of the whole delta. `scale`: a multiple of the last
     delta instead of a target step. `fit_last`: the window of the line, a count of checkpoints (int)
-    or a share of the last step (float in (0, 1]).
+    or a share of the span from the first step to the last (float in (0, 1]).
     """
 
     rescale: bool = True

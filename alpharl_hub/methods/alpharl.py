@@ -29,7 +29,8 @@ class AlphaRLPredictor:
     def __init__(
         self, factors: Factors, clock: Clock, rescale: bool, device: torch.device, certified: bool
     ) -> None:
-        self._factors = factors
+        # Of factors of a higher rank the first triplets, to the bit those of rank 1.
+        self._factors = factors.truncate(1)
         self._clock = clock
         self._rescale = rescale
         self._device = device
@@ -39,15 +40,16 @@ class AlphaRLPredictor:
         """Return x_hat v_T^T (M x N, fp32)."""
         x_TM = self._factors.scaled_rows(self._rescale)
         fit = fit_pls(x_TM, self._clock.responses_T)
-        # Rows that never change (a matrix that was not trained) stay what they are.
-        x_M = fit.invert(response) if fit.slope else fit.mean_M
+        x_M = fit.invert(response)
         v_N = self._factors.v_TRN[-1, 0]
         return torch.outer(x_M.to(self._device, torch.float32), v_N.to(self._device))
 
     def quality(self) -> MatrixQuality:
         """Describe the spectrum and the fits on step and score."""
         clock = self._clock
-        return quality_of(self._factors, clock.steps_T, clock.scores_T, self._certified)
+        return quality_of(
+            self._factors, clock.steps_T, clock.scores_T, self._certified, self._rescale
+        )
 
 
 class AlphaRLFit:
@@ -98,6 +100,11 @@ class AlphaRL:
             raise FitError(
                 f"step {clock.target:g} lies before the history, which begins at "
                 f"{clock.steps_T[0]}; ask for a later one"
+            )
+        if len(set(clock.responses_T)) == 1:
+            raise FitError(
+                f"the score is {clock.last:g} at every checkpoint, so nothing follows from it; "
+                "give --target-step instead"
             )
         self._clock = clock
         self._options = options

@@ -33,6 +33,8 @@ class LinearFit:
     def predict_delta(self, response: float) -> Tensor:
         """Return D_hat at a step, in the tensor's shape (fp32)."""
         steps_T, last = self._clock.steps_T, self._deltas[-1]
+        if self._scale is not None and response == self._clock.target:
+            return last * self._scale
         if self._first is None:
             return last * (response / steps_T[-1])
         ahead = (response - steps_T[-1]) / (steps_T[-1] - steps_T[self._first])
@@ -71,7 +73,7 @@ class Linear:
 
     def covers(self, name: str, shape: tuple[int, ...], is_matrix: bool) -> bool:
         """Every tensor but the norms, which the paper takes from the last checkpoint."""
-        return "norm" not in name and "ln_" not in name
+        return "norm" not in name.lower() and "ln_" not in name.lower()
 
     def fit(self, name: str, shape: tuple[int, ...]) -> LinearFit:
         """Start on one tensor, or a run of entries of one: entries do not meet."""

@@ -66,8 +66,15 @@ class HubFolder:
     def _address(self, path: str, renew: bool) -> SignedAddress:
         with self._lock:
             if renew or path not in self._addresses:
-                self._addresses[path] = self._client.resolve(self._repo, path, self._commit)
+                self._addresses[path] = self._new_address(path)
             return self._addresses[path]
+
+    def _new_address(self, path: str) -> SignedAddress:
+        stored = self._client.tree(self._repo, self._commit).get(path)
+        if stored is not None and stored.sha256 is None:
+            # A small file comes from the Hub itself: one request less when it is asked for there.
+            return self._client.plain_address(self._repo, path, self._commit)
+        return self._client.resolve(self._repo, path, self._commit)
 
     def is_private(self) -> bool:
         """Whether the repo is private or gated."""

@@ -26,6 +26,7 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # not in 
 from alpharl_hub.errors import SourceError
 from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_reader import RangeReader, SignedAddress
+from alpharl_hub.sources.http_routes import origin_of, redirect_target
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.trajectory import StoredFile
 from alpharl_hub.version import __version__
@@ -145,15 +146,27 @@ class HubClient:
         return self._trees[key]
 
     def resolve(self, repo: str, path: str, commit: str) -> SignedAddress:
-        """Ask where the bytes of a file are served, with what headers; counted by the Hub."""
-        url = hf_hub_url(repo, path, revision=commit, endpoint=self.endpoint)
+        """Ask where the bytes of a large file are served; counted by the Hub."""
+        url = self._url(repo, path, commit)
         what = f"{repo}@{commit[:12]}/{path}"
         found = self.ask(what, lambda: self.api.get_hf_file_metadata(url=url, timeout=_TIMEOUT_S))
-        location = httpx.URL(url).join(found.location)
-        same_origin = httpx.URL(self.endpoint).netloc == location.netloc
+        location = redirect_target(url, found.location, what)
+        return SignedAddress(location, self._headers_for(location))
+
+    def plain_address(self, repo: str, path: str, commit: str) -> SignedAddress:
+        """Return the Hub's own address of a file; it may redirect."""
+        url = self._url(repo, path, commit)
+        return SignedAddress(url, self._headers_for(url))
+
+    def _url(self, repo: str, path: str, commit: str) -> str:
+        return hf_hub_url(repo, path, revision=commit, endpoint=self.endpoint)
+
+    def _headers_for(self, url: str) -> Mapping[str, str]:
+        """Credentials for the Hub's own origin, nothing for any other."""
         token = self.token or get_token()
-        headers = {"Authorization": f"Bearer {token}"} if same_origin and token else {}
-        return SignedAddress(str(location), headers)
+        if token is None or origin_of(url) != origin_of(self.endpoint):
+            return {}
+        return {"Authorization": f"Bearer {token}"}
 
 
 def cached_file(repo: str, path: str, commit: str) -> str | None:
