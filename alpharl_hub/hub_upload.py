@@ -124,7 +124,7 @@ class HubTarget:
         if self._token is None:
             raise PushError(f"{self.repo}: pushing needs a token; pass --token or set HF_TOKEN")
         answer = self._ask(self._api.whoami)
-        access = answer.get("auth", {}).get("accessToken", {})
+        access = (answer.get("auth") or {}).get("accessToken") or {}
         if access.get("role") == "read":
             raise PushError(
                 f"{self.repo}: this token may only read; make one with write access "

@@ -45,7 +45,6 @@ def make_inspection(prepared: Prepared, plan: PredictionPlan, workers: Workers) 
             requests=plan.requests,
             peak_memory_bytes=workers.peak_memory_bytes,
             output_bytes=plan.output_bytes,
-            disk_bytes=plan.output_bytes,
         ),
         warnings=prepared.notices,
     )

@@ -32,7 +32,7 @@ from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.model_files import dtype_notice
 from alpharl_hub.prediction_plan import DTYPES, Decider, PredictionPlan, plan_prediction
 from alpharl_hub.push import DEFAULT_BRANCH
-from alpharl_hub.records import pool_rounding, pool_trust, tensor_records, trust_record
+from alpharl_hub.records import ask_of, pool_rounding, pool_trust, tensor_records, trust_record
 from alpharl_hub.results import PredictedOutput, Prediction
 from alpharl_hub.scope import Scope
 from alpharl_hub.sources.contents import card_text
@@ -281,7 +281,7 @@ def make_manifest(
         pooled: Trust = pool_trust(sums, subject.steps_T, subject.middle)
         trust = trust_record(pooled, subject.steps_T[subject.middle], setting.target.ratio)
     elif trust is not None:
-        trust = replace(trust, requested=setting.target.ratio)
+        trust = ask_of(trust, setting.target.ratio)
     tensors = tensor_records(results, setting.plan.files)
     return Manifest(
         schema=SCHEMA,

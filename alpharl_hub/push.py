@@ -20,7 +20,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from alpharl_hub.card import with_place
 from alpharl_hub.errors import ManifestError, PushError
 from alpharl_hub.finished_folder import CARD_NAME, WEIGHTS, read_finished_folder
-from alpharl_hub.hub_upload import HubTarget, RemoteFile, UnsureError, UploadedShard
+from alpharl_hub.hub_upload import HubTarget, RemoteFile, RepoState, UnsureError, UploadedShard
 from alpharl_hub.manifest import MANIFEST_NAME, read_manifest
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.strict_json import MAX_DOCUMENT_BYTES
@@ -155,15 +155,10 @@ class ModelUpload:
         target.check_token()
         private = private_inputs if options.private is None else options.private
         state = target.look()
-        branches: Mapping[str, str] = {}
         old_files: Mapping[str, RemoteFile] = {}
         if state is not None:
             _check_visibility(repo, state.private, private, private_inputs)
-            branches = state.branches
-            start = branches.get(options.branch) or branches.get(DEFAULT_BRANCH)
-            if start is not None:
-                old_files = target.files(start)
-                _check_ownership(target, start, old_files, options.overwrite)
+            old_files = _files_to_replace(target, state, options)
         if options.dry_run:
             return cls(target, options, hooks, None, old_files)
         if state is None:
@@ -179,6 +174,7 @@ class ModelUpload:
         Raises:
             PushError: the Hub refuses, or the line stays down.
         """
+        assert self._parent is not None, "a dry run ends with its plan"
         shard = self._target.upload(path, self._options.branch)
         self._hooks.on_uploaded(shard.filename, shard.num_bytes)
         return shard
@@ -304,25 +300,31 @@ def _check_visibility(repo: str, is_private: bool, private: bool, private_inputs
     )
 
 
-def _check_ownership(
-    target: HubTarget, commit: str, files: Mapping[str, RemoteFile], overwrite: bool
-) -> None:
-    """Refuse to replace what this tool has not made."""
-    if overwrite or not set(files) - {_GIT_ATTRIBUTES}:
-        return
-    manifest = files.get(MANIFEST_NAME)
-    if manifest is not None and manifest.num_bytes <= MAX_DOCUMENT_BYTES:
-        try:
-            read_manifest(target.read(MANIFEST_NAME, commit), MANIFEST_NAME)
-        except ManifestError:
-            pass
-        else:
-            return
-    first = ", ".join(sorted(set(files) - {_GIT_ATTRIBUTES})[:3])
-    raise PushError(
-        f"{target.repo}: holds files that this tool did not make ({first}); choose another repo, "
-        "or pass --overwrite to put the model in their place"
-    )
+def _files_to_replace(
+    target: HubTarget, state: RepoState, options: PushOptions
+) -> Mapping[str, RemoteFile]:
+    """List what the branch holds, or will hold once made; refuse what this tool has not made."""
+    commit = state.branches.get(options.branch) or state.branches.get(DEFAULT_BRANCH)
+    files = {} if commit is None else target.files(commit)
+    foreign = sorted(set(files) - {_GIT_ATTRIBUTES})
+    if commit is None or not foreign or options.overwrite:
+        return files
+    if not _is_ours(target, commit, files.get(MANIFEST_NAME)):
+        raise PushError(
+            f"{target.repo}: holds files that this tool did not make ({', '.join(foreign[:3])}); "
+            "choose another repo, or pass --overwrite to put the model in their place"
+        )
+    return files
+
+
+def _is_ours(target: HubTarget, commit: str, manifest: RemoteFile | None) -> bool:
+    if manifest is None or manifest.num_bytes > MAX_DOCUMENT_BYTES:
+        return False
+    try:
+        read_manifest(target.read(MANIFEST_NAME, commit), MANIFEST_NAME)
+    except ManifestError:
+        return False
+    return True
 
 
 def _ensure_branch(target: HubTarget, branch: str) -> str:

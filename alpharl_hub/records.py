@@ -20,7 +20,7 @@ def pool_trust(sums: Sequence[DirectionSums], steps_T: Sequence[int], middle: in
     return direction.pool(sums, steps_T, middle)
 
 
-def trust_record(trust: Trust, middle_step: int, requested: float | None) -> TrustRecord:
+def trust_record(trust: Trust, middle_step: int | None, requested: float | None) -> TrustRecord:
     """Write the reading down, with its one line for people."""
     return TrustRecord(
         cosine=trust.cosine,
@@ -33,6 +33,19 @@ def trust_record(trust: Trust, middle_step: int, requested: float | None) -> Tru
         requested=requested,
         verdict=direction.verdict(trust, requested),
     )
+
+
+def ask_of(record: TrustRecord, requested: float | None) -> TrustRecord:
+    """Put another request to a reading that was written down before."""
+    trust = Trust(
+        cosine=record.cosine,
+        cosine_all_entries=record.cosine_all_entries,
+        share_of_entries=record.share_of_entries,
+        floor=record.floor,
+        speed=record.speed,
+        cap=record.cap,
+    )
+    return trust_record(trust, record.middle_step, requested)
 
 
 def pool_rounding(results: Sequence[PartResult]) -> RoundingRecord | None:

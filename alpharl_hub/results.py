@@ -53,14 +53,13 @@ class ExcludedTensor:
 
 @dataclass(frozen=True)
 class PlanCost:
-    """What predict would cost; `disk_bytes` are needed beside the output while it works."""
+    """What predict would cost; `output_bytes` is also the disk space that it needs."""
 
     readings: int
     read_bytes: int
     requests: int
     peak_memory_bytes: int
     output_bytes: int
-    disk_bytes: int
 
 
 @dataclass(frozen=True)

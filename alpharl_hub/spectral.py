@@ -46,8 +46,8 @@ ANGLE_CERTIFIED = 1e-4
 SIGMA_STOP = 5e-6
 # Above sigma_2/sigma_1 = 0.995 the vector is not pursued: only sigma, and no certificate.
 TIED_GAP = 1 - 0.995**2
-# The residual that fp32 products leave and further sweeps do not lower: relative to sigma_1, and for
-# late triplets, whose images are divided by their sigma, relative to sigma_1^2/sigma.
+# The residual that fp32 products leave, which further sweeps do not lower: relative to sigma_1, and
+# for late triplets, whose images are divided by their sigma, relative to sigma_1^2/sigma.
 FLOOR_FIRST = 5e-7
 FLOOR_LATE = 1e-8
 # What fp32 adds to the error of a vector beyond its residual, relative to sigma_1: without it the
@@ -62,13 +62,14 @@ SAFE_SQUARES = (1e-20, 1e20)
 
 @dataclass(frozen=True)
 class Triplets:
-    """R leading triplets of an M x N matrix, sigma falling; D v = sigma u holds by construction.
+    """R leading singular triplets of an M x N matrix; D v = sigma u holds by construction.
 
     `u_RM`, `v_RN`: fp32 on the matrix's device, unit rows (zero rows where sigma is 0), signs as
-    they came. `sigma_R`: fp32 on the CPU, strictly falling down to the first zero. `frobenius`: norm of the whole matrix. `residual_R`:
-    |D^T u - sigma v|. `angle_R`: estimated error of u and v in radians. `certified_R`: the triplet
-    stands apart from its neighbours and the estimate is below 1e-4; False for tied values, where
-    sigma is right and v is one of many. `sweeps`: how often the matrix was read.
+    they came. `sigma_R`: fp32 on the CPU, strictly falling down to the first zero. `frobenius`:
+    norm of the whole matrix. `residual_R`: |D^T u - sigma v|. `angle_R`: estimated error of u and v
+    in radians. `certified_R`: the triplet stands apart from its neighbours, as far as a second
+    random start could tell, and the estimate is below 1e-4; False for tied values, where sigma is
+    right and v is one of many. `sweeps`: how often the matrix was read.
     """
 
     u_RM: Tensor

@@ -94,7 +94,10 @@ def _by_score(
 
 def _step_notices(step: float, steps_T: tuple[int, ...]) -> tuple[Notice, ...]:
     if step <= steps_T[-1]:
-        message = f"step {step:g} lies within the history (up to {steps_T[-1]}): an interpolation"
+        message = (
+            f"step {step:g} lies within the history (up to {steps_T[-1]}): an interpolation; "
+            "--until predicts it from earlier steps alone"
+        )
         return (Notice("interpolation", message),)
     if step > FAR_RATIO * steps_T[-1]:
         message = f"step {step:g} is {step / steps_T[-1]:.1f} x the last checkpoint: very far ahead"

@@ -173,7 +173,7 @@ INSPECTION = Inspection(
         ExcludedTensor("model.embed_tokens.weight", "outside the attention and MLP blocks"),
         *(ExcludedTensor(f"model.layers.{i}.mlp.gate.weight", "a router") for i in range(28)),
     ),
-    plan=PlanCost(1, 27_787_204_296, 3210, 1_900_000_000, 3_087_467_144, 512_000_000),
+    plan=PlanCost(1, 27_787_204_296, 3210, 1_900_000_000, 3_087_467_144),
     warnings=(
         Notice("selection", "3 of 30 checkpoints are used"),
         Notice("gap", "2 tensors are missing in some checkpoint"),
@@ -554,7 +554,7 @@ def test_an_inspection_says_what_it_costs() -> None:
         "What predict would cost",
         "reads     27.8 GB in 3,210 requests (1 reading); 4 min 38 s at 100 MB/s",
         "memory    1.90 GB at most",
-        "disk      3.09 GB of output, and 512 MB beside it while it works",
+        "disk      3.09 GB for the output; nothing that is read is kept",
     ]
 
 

@@ -249,6 +249,5 @@ def _print_plan(inspection: Inspection, console: Console) -> None:
     print_labelled(
         console,
         "disk",
-        f"{human_bytes(plan.output_bytes)} of output, and {human_bytes(plan.disk_bytes)} "
-        "beside it while it works",
+        f"{human_bytes(plan.output_bytes)} for the output; nothing that is read is kept",
     )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
-from alpharl_hub.cli.predict_options import predict_options
+from alpharl_hub.cli.predict_options import REPEATED_OPTIONS, predict_options, refuse_given
 from alpharl_hub.cli.push_options import push_options
 from alpharl_hub.cli.requests import (
     check_predict_arguments,
@@ -63,6 +63,8 @@ def predict(
     from alpharl_hub.pipeline import predict_run, repeat_run
 
     check_predict_arguments(run, manifest, output, push_to, options)
+    if manifest is not None:
+        refuse_given(REPEATED_OPTIONS, "--from repeats a run as it was")
     with running(options) as session:
         request = run_request(run or "", options, session.stop)
         where = destination(output, push_to, options, session.stop)

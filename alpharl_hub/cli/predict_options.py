@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from alpharl_hub.cli.options import Command, add_options
 from alpharl_hub.methods import METHODS
@@ -82,3 +83,37 @@ def predict_options(command: Command) -> Command:
         ),
         command,
     )
+
+
+REPEATED_OPTIONS = (
+    "target_step",
+    "target_score",
+    "method",
+    "rescale",
+    "scale",
+    "fit_last",
+    "anchor",
+    "damping",
+    "others",
+    "dtype",
+    "steps",
+    "until",
+    "at",
+    "scores",
+    "score_key",
+    "include",
+    "exclude",
+)
+"""What a manifest says by itself."""
+
+
+def refuse_given(names: tuple[str, ...], why: str) -> None:
+    """Refuse options that the user gave though they can have no effect.
+
+    Raises:
+        click.UsageError: names the first.
+    """
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{why}: leave out --{name.replace('_', '-')}")

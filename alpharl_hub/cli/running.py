@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _LOG_EVERY_S = 30.0
 
+_GOES_ON = "stopped; the same command goes on from here"
+_MAX_STOPPING_S = 4.0
+"""A stalled connection is not waited for: what counts is on the disk already."""
+
 
 @dataclass
 class Progress:
@@ -91,6 +95,9 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
             os._exit(128 + number)
         received.append(number)
         stop.set()
+        watchdog = threading.Timer(_MAX_STOPPING_S, _leave, (number,))
+        watchdog.daemon = True
+        watchdog.start()
         click.echo("stopping; once more to stop at once", err=True)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
@@ -104,8 +111,14 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
     if received:
-        click.echo("stopped; the same command goes on from here", err=True)
+        click.echo(_GOES_ON, err=True)
         raise SystemExit(128 + received[0])
+
+
+def _leave(number: int) -> None:
+    """End the process though a thread still waits for an answer."""
+    print(_GOES_ON, file=sys.stderr, flush=True)
+    os._exit(128 + number)
 
 
 def tell_wait(verbose: bool) -> Callable[[float, str], None]:

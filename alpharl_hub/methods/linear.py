@@ -54,6 +54,8 @@ class Linear:
         self._first = _first_of_window(clock.steps_T, options.fit_last)
         if self._scale is not None and self._first is not None:
             raise FitError("--scale and --fit-last exclude each other; give one")
+        if self._scale is not None and not self._scale > 0:
+            raise FitError(f"--scale {self._scale:g}: give a multiple of the update above 0")
         if self._scale is None and clock.target < clock.steps_T[0]:
             raise FitError(
                 f"step {clock.target:g} lies before the history, which begins at "
