@@ -33,8 +33,7 @@ from alpharl_hub.push import (
     UploadedShard,
 )
 from alpharl_hub.shards import ShardWriter, make_index
-
-INDEX_NAME = "model.safetensors.index.json"
+from alpharl_hub.sources.contents import INDEX_FILE, SINGLE_FILE
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ class Delivery:
     def finish(self, files: Mapping[str, bytes]) -> PushResult | None:
         """Add the small files, push, and move the folder to its name."""
         small = dict(files)
-        if len(self._plan.files) > 1:
-            small[INDEX_NAME] = make_index(self._plan.files)
+        if any(file.filename != SINGLE_FILE for file in self._plan.files):
+            small[INDEX_FILE] = make_index(self._plan.files)
         pushed = None
         if self._upload is not None:
             pushed = self._upload.finish(self._uploaded(), small)

@@ -53,7 +53,6 @@ class RunRecord:
     base_chosen_by: str
     checkpoints: tuple[CheckpointRecord, ...]
     score_name: str | None
-    licenses: tuple[str, ...]
     base_model: str | None
     private: bool
     include: str | None

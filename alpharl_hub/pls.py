@@ -91,9 +91,9 @@ def fit_pls(x_TM: Tensor, response_T: Sequence[float]) -> OneComponentPLS:
 def leave_one_out_q2(x_TM: Tensor, response_T: Sequence[float]) -> float | None:
     """Give 1 - PRESS / TSS, every row predicted by a fit without it.
 
-    None for T < 4 and for responses that are all equal.
+    None for T < 4, and where rows or responses are all equal.
     """
-    if len(response_T) < MIN_ROWS_FOR_Q2 or len(set(response_T)) == 1:
+    if len(response_T) < MIN_ROWS_FOR_Q2 or not _can_fit(x_TM, response_T):
         return None
     y_T = torch.tensor(response_T, dtype=torch.float64, device=x_TM.device)
     press = (y_T - leave_one_out_predictions(x_TM, response_T)).square().sum()
@@ -104,9 +104,9 @@ def in_sample_r2(x_TM: Tensor, response_T: Sequence[float]) -> float | None:
     """Give the share of the responses' variance that the fit itself explains.
 
     It decides nothing: with many more columns than rows noise alone reaches 0.8 to 0.98. None for
-    T < 3 and for responses that are all equal.
+    T < 3, and where rows or responses are all equal.
     """
-    if len(response_T) < MIN_ROWS_FOR_R2 or len(set(response_T)) == 1:
+    if len(response_T) < MIN_ROWS_FOR_R2 or not _can_fit(x_TM, response_T):
         return None
     y_T = torch.tensor(response_T, dtype=torch.float64, device=x_TM.device)
     left = (y_T - fit_pls(x_TM, response_T).predict(x_TM)).square().sum()
@@ -141,6 +141,10 @@ def leave_one_out_predictions(x_TM: Tensor, response_T: Sequence[float]) -> Tens
         kept = [t for t in range(num_rows) if t != f]
         predicted_F[f] = _refit_prediction(x_TM[kept], [response_T[t] for t in kept], x_TM[f])
     return predicted_F
+
+
+def _can_fit(x_TM: Tensor, response_T: Sequence[float]) -> bool:
+    return len(set(response_T)) > 1 and not bool(x_TM.eq(x_TM[0]).all())
 
 
 def _refit_prediction(x_TM: Tensor, response_T: Sequence[float], row_M: Tensor) -> float:

@@ -75,7 +75,6 @@ def run_record(prepared: Prepared, options: ScopeOptions) -> RunRecord:
             for contents, score in zip(trajectory.history, trajectory.scores_T(), strict=True)
         ),
         score_name=trajectory.scores.name if trajectory.scores else None,
-        licenses=(),
         base_model=base.source if base.commit is not None else None,
         private=trajectory.private,
         include=options.include,

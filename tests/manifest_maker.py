@@ -48,7 +48,6 @@ def run(**changes: object) -> RunRecord:
             checkpoint(40, score=0.6),
         ),
         "score_name": "accuracy",
-        "licenses": (),
         "base_model": "org/base",
         "private": False,
         "include": None,
