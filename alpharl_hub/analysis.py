@@ -71,7 +71,8 @@ class WindowAnalyser:
             ):
                 delta_MN = scratch[: part.num_elements].view(part.shape)
                 subtract(delta_MN, tensor, base)
-                require_finite(delta_MN, self._labels[position], part.name)
+                sides = {self._labels[position]: tensor, self._labels[BASE]: base}
+                require_finite(delta_MN, sides, part)
                 builder.observe(delta_MN)
         return self._finish([part.name for part in parts], builders, kept)
 

@@ -21,6 +21,9 @@ WINDOW_BYTES = 64 << 20
 MAX_RANGE_BYTES = 16 << 20
 """One request; ten times the time to its first byte at 100 MB/s and 15 ms."""
 
+ROUNDED_ELEMENTS = 1 << 22
+"""A prediction is rounded in chunks of so many entries: 16 MiB in fp32, six of them at a time."""
+
 BASE = -1
 """The base's position among what a window reads; the history's are 0 to T - 1."""
 
@@ -39,6 +42,7 @@ class Part:
 
     `reads` maps a position (BASE or 0 to T - 1) to where the bytes lie. `output` is where the
     result goes; None where nothing is written (report). `probe` asks for the direction reading.
+    `shape` is the part's own; it begins `first` entries into the tensor, of `tensor_shape`.
     """
 
     name: str
@@ -47,6 +51,8 @@ class Part:
     probe: bool
     reads: Mapping[int, TensorRef]
     output: TensorRef | None
+    tensor_shape: tuple[int, ...]
+    first: int = 0
 
     @property
     def num_elements(self) -> int:
@@ -55,6 +61,15 @@ class Part:
         for side in self.shape:
             count *= side
         return count
+
+    def index_of(self, entry: int) -> list[int]:
+        """Return the index within the whole tensor of one entry of this part."""
+        index = []
+        rest = self.first + entry
+        for side in reversed(self.tensor_shape):
+            rest, place = divmod(rest, side)
+            index.append(place)
+        return index[::-1]
 
 
 @dataclass(frozen=True)
@@ -121,7 +136,8 @@ def plan_analysis(matrices: Sequence[ScopedTensor]) -> tuple[Window, ...]:
         assert tensor.base is not None
         assert tensor.history is not None
         reads = {BASE: tensor.base, **dict(enumerate(tensor.history))}
-        parts.append(Part(tensor.name, tensor.last.shape, PREDICTED, True, reads, None))
+        shape = tensor.last.shape
+        parts.append(Part(tensor.name, shape, PREDICTED, True, reads, None, shape))
     return tuple(Window(i, group) for i, group in enumerate(group_by_bytes(parts)))
 
 
@@ -142,7 +158,8 @@ def _parts_of(
         else:
             assert tensor.history is not None
             reads[position] = tensor.history[position]
-    whole = Part(tensor.name, tensor.last.shape, action, probe, reads, output)
+    shape = tensor.last.shape
+    whole = Part(tensor.name, shape, action, probe, reads, output, shape)
     if tensor.is_matrix or tensor.last.num_bytes <= WINDOW_BYTES:
         yield whole
     else:
@@ -163,6 +180,7 @@ def _cut(whole: Part) -> Iterator[Part]:
             shape=(count,),
             reads={p: _slice(ref, first, count) for p, ref in whole.reads.items()},
             output=_slice(whole.output, first, count),
+            first=first,
         )
 
 
@@ -214,14 +232,15 @@ def window_memory_bytes(window: Window, num_deltas_held: int) -> int:
     """Bound what one worker holds for a window.
 
     Three readings as stored (the one at work, the next, and the one on the wire), the base and the
-    middle one as stored, the outputs; and for the largest part the delta, the base, the last and
-    the prediction in fp32, besides what the method keeps.
+    middle one as stored, the outputs; for the largest part the delta, and what is predicted at the
+    target and at the last step, in fp32; besides what the method keeps, and a chunk at rounding.
     """
     stored = sum(part_bytes(part) for part in window.parts)
     output = sum(part.output.num_bytes for part in window.parts if part.output)
     largest = max(part.num_elements for part in window.parts)
     held = num_deltas_held * sum(4 * part.num_elements for part in window.parts)
-    return 5 * stored + output + held + 4 * 4 * largest
+    rounding = 6 * 4 * min(largest, ROUNDED_ELEMENTS)
+    return 5 * stored + output + held + 3 * 4 * largest + rounding
 
 
 def peak_memory_bytes(

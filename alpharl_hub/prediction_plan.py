@@ -21,6 +21,7 @@ from alpharl_hub.plan import (
 )
 from alpharl_hub.scope import Scope, ScopedTensor
 from alpharl_hub.shards import OutputFile, OutputTensor, lay_out
+from alpharl_hub.sources.remembering import RememberingStore
 from alpharl_hub.trajectory import CheckpointContents, TensorRef
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -139,6 +140,7 @@ def plan_prediction(
         raise FitError("no tensor is in the method's scope; see inspect, and --include")
     copied = copied_files(last, base, dtype)
     read_bytes, requests = read_cost(windows)
+    read_bytes += _only_sampled_bytes(history, windows)
     small_bytes = sum(file.stored.num_bytes for file in copied)
     return PredictionPlan(
         files=files,
@@ -149,3 +151,10 @@ def plan_prediction(
         output_bytes=sum(file.num_bytes for file in files) + small_bytes,
         num_deltas_held=decider.method.num_deltas_held,
     )
+
+
+def _only_sampled_bytes(history: Sequence[CheckpointContents], windows: Sequence[Window]) -> int:
+    """Count what was read to check the base, of checkpoints that the windows do not read."""
+    read = {position for window in windows for position in window.positions}
+    stores = (c.store for position, c in enumerate(history) if position not in read)
+    return sum(store.num_bytes_kept for store in stores if isinstance(store, RememberingStore))

@@ -220,7 +220,21 @@ def _ritz_pair(space: _Subspace, theta_K: Tensor, ritz_KK: Tensor, index: int) -
     floor = max(FLOOR_FIRST * sigma_1, FLOOR_LATE * theta[0] / sigma)
     angle = min(sigma * (residual + ROUNDING * sigma_1) / gap, math.pi / 2)
     converged = good or residual <= floor
+    if converged and tied and not space.is_full:
+        # The value below may be on its way up: then that is the pair to pursue.
+        rising_N = _rising(space, ritz_KK[:, index + 1], sigma)
+        converged, residual_N = rising_N is None, residual_N if rising_N is None else rising_N
     return _Pair(u_M, sigma, v_N, residual_N, residual, angle, tied, converged)
+
+
+def _rising(space: _Subspace, ritz_K: Tensor, above: float) -> Tensor | None:
+    """The residual of the next pair if its value may still come to lie above `above`."""
+    _, sigma, v_N, image_N = space.combine(ritz_K)
+    if sigma == 0:
+        return None
+    residual_N = image_N / sigma - v_N * sigma
+    highest = sigma + float(torch.linalg.vector_norm(residual_N))
+    return residual_N if highest > above * (1 + SIGMA_STOP) else None
 
 
 class _Subspace:

@@ -8,7 +8,7 @@ would be rounded to bf16); the prediction is fp32 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,8 @@ from alpharl_hub.errors import FitError
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.factors import MatrixQuality
 from alpharl_hub.methods import Method, Predictor, TensorFit
-from alpharl_hub.methods.correction import Rounding, combine, round_to
-from alpharl_hub.plan import BASE, COPIED, FROM_BASE, LINEAR, Part
+from alpharl_hub.methods.correction import Rounding, add_roundings, cast, combine, round_to
+from alpharl_hub.plan import BASE, COPIED, FROM_BASE, LINEAR, ROUNDED_ELEMENTS, Part
 from alpharl_hub.shards import ShardWriter
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.window_reader import TORCH_DTYPES, memory_of
@@ -51,19 +51,30 @@ def subtract(out: Tensor, stored: Tensor, base: Tensor) -> Tensor:
     return out
 
 
-def require_finite(delta: Tensor, label: str, name: str) -> None:
+def require_finite(values: Tensor, sides: Mapping[str, Tensor], part: Part) -> None:
     """Refuse NaN and infinities in what was read.
 
+    Args:
+        values: a delta of the part, or its stored tensor.
+        sides: the stored tensors that it came from, by the label of their checkpoint.
+        part: says how the tensor is called, and where in it the part lies.
+
     Raises:
-        FitError: names checkpoint, tensor and index. An infinity on both sides is NaN here.
+        FitError: names checkpoint, tensor and index.
     """
     # The sum is finite if every entry is, but for overflow; only then is a second look needed.
-    if torch.isfinite(delta.sum()) or bool(torch.isfinite(delta).all()):
+    if torch.isfinite(values.sum(dtype=torch.float32)) or bool(torch.isfinite(values).all()):
         return
-    index = torch.nonzero(~torch.isfinite(delta))[0].tolist()
+    for label, stored in sides.items():
+        bad = torch.nonzero(~torch.isfinite(stored.reshape(-1)))
+        if len(bad):
+            index = part.index_of(int(bad[0]))
+            raise FitError(
+                f"{label}: {part.name} holds NaN or Inf at index {index}; mend it, or leave that "
+                "checkpoint out with --steps"
+            )
     raise FitError(
-        f"{label}: {name} has NaN or Inf at index {index} (there or in the base); leave this "
-        "checkpoint out with --steps"
+        f"{next(iter(sides))}: the update of {part.name} is too large for fp32; is the base right?"
     )
 
 
@@ -91,9 +102,10 @@ class Recipe:
 class _PartState:
     """One part while its checkpoints stream by."""
 
-    def __init__(self, part: Part, recipe: Recipe) -> None:
+    def __init__(self, part: Part, recipe: Recipe, labels: Sequence[str]) -> None:
         self.part = part
         self.recipe = recipe
+        self.labels = labels
         self.stored: dict[int, Tensor] = {}
         self.fit: TensorFit | None = None
         self.observed: frozenset[int] = frozenset()
@@ -104,14 +116,16 @@ class _PartState:
             self.fit = method.fit(part.name, part.shape)
             self.observed = frozenset(method.observed)
 
-    def see(self, position: int, tensor: Tensor, scratch: Tensor, label: str) -> None:
+    def see(self, position: int, tensor: Tensor, scratch: Tensor) -> None:
         """Take in one checkpoint's tensor."""
         if position in self._kept():
             self.stored[position] = tensor
         if self.fit is not None and position in self.observed:
             delta = scratch[: self.part.num_elements].view(self.part.shape)
-            subtract(delta, tensor, self.stored[BASE])
-            require_finite(delta, label, self.part.name)
+            base = self.stored[BASE]
+            subtract(delta, tensor, base)
+            sides = {self.labels[position]: tensor, self.labels[BASE]: base}
+            require_finite(delta, sides, self.part)
             self.fit.observe(delta)
 
     def _kept(self) -> frozenset[int]:
@@ -131,7 +145,7 @@ class _PartState:
         """Return the tensor to be written, and what was lost in rounding it."""
         if self.part.action in (COPIED, FROM_BASE):
             position = BASE if self.part.action == FROM_BASE else self.recipe.last_position
-            return self._cast(self.stored[position], dtype), None, None
+            return self._copy(position, dtype), None, None
         predictor = self._predictor()
         is_other = self.part.action == LINEAR
         target = self.recipe.others_target if is_other else self.recipe.target
@@ -139,11 +153,28 @@ class _PartState:
         at_last = None
         if self.recipe.anchor == "last" and not is_other:
             at_last = predictor.predict_delta(self.recipe.last)
-        base = self.stored[BASE].to(torch.float32)
-        last = self.stored[self.recipe.last_position].to(torch.float32)
-        weights = combine(base, last, delta_hat, at_last, self.recipe.damping)
-        rounded, rounding = round_to(weights, dtype, base, self.part.name)
+        rounded, rounding = self._add_up(delta_hat, at_last, dtype)
         return rounded, rounding, predictor.quality()
+
+    def _add_up(
+        self, delta_hat: Tensor, at_last: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Rounding | None]:
+        """Add the update to its anchor and round, a chunk at a time: fp32 copies stay small."""
+        base_P = self.stored[BASE].reshape(-1)
+        last_P = self.stored[self.recipe.last_position].reshape(-1)
+        delta_P = delta_hat.reshape(-1)
+        at_last_P = None if at_last is None else at_last.reshape(-1)
+        rounded_P = torch.empty(delta_P.shape, dtype=dtype, device=delta_P.device)
+        roundings = []
+        for start in range(0, delta_P.numel(), ROUNDED_ELEMENTS):
+            run = slice(start, start + ROUNDED_ELEMENTS)
+            base = base_P[run].to(torch.float32)
+            last = last_P[run].to(torch.float32)
+            offset = None if at_last_P is None else at_last_P[run]
+            weights = combine(base, last, delta_P[run], offset, self.recipe.damping)
+            rounded_P[run], rounding = round_to(weights, dtype, base, self.part.name)
+            roundings.append(rounding)
+        return rounded_P, add_roundings(roundings)
 
     def _predictor(self) -> Predictor:
         if self.fit is not None:
@@ -151,12 +182,12 @@ class _PartState:
         assert self.recipe.ready is not None
         return self.recipe.ready(self.part.name, self.stored[BASE].device)
 
-    def _cast(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
-        if not stored.is_floating_point() or stored.dtype == dtype:
+    def _copy(self, position: int, dtype: torch.dtype) -> Tensor:
+        stored = self.stored[position]
+        if not stored.is_floating_point():
             return stored
-        cast = stored.to(dtype)
-        require_finite(cast, f"after --dtype {dtype}", self.part.name)
-        return cast
+        require_finite(stored, {self.labels[position]: stored}, self.part)
+        return stored if stored.dtype == dtype else cast(stored, dtype, self.part.name)
 
 
 class WindowPredictor:
@@ -169,12 +200,13 @@ class WindowPredictor:
 
     def __call__(self, reads: WindowReads, device: str) -> tuple[PartResult, ...]:
         """Do one window on one device; its bytes are on the disk when this returns."""
-        states = [_PartState(part, self._recipe) for part in reads.window.parts]
+        states = [_PartState(part, self._recipe, self._labels) for part in reads.window.parts]
         largest = max(part.num_elements for part in reads.window.parts)
         scratch = torch.empty(largest, dtype=torch.float32, device=device)
         for position, stored in reads.readings:
             for place, tensor in stored.items():
-                states[place].see(position, tensor, scratch, self._labels[position])
+                states[place].see(position, tensor, scratch)
+        del scratch, stored
         results = []
         while states:
             results.append(self._finish(states.pop(0)))

@@ -45,8 +45,17 @@ def test_signs_follow_the_last_checkpoint():
         np.testing.assert_allclose(found, rank1, atol=1e-4 * s[0])
 
 
+def test_signs_follow_the_next_checkpoint_and_not_the_last():
+    """A vector that turns by 50 degrees a step ends beyond 90; every neighbour keeps its sign."""
+    angles = [math.radians(50 * t) for t in range(5)]
+    u_TM = [np.array([math.cos(a), math.sin(a)]) for a in angles]
+    found = build([np.outer(u, [1.0, 2.0, 0.0]) for u in u_TM]).u_TRM[:, 0].double()
+    sign = float(torch.sign(found[-1] @ torch.from_numpy(u_TM[-1])))
+    np.testing.assert_allclose(found.numpy(), sign * np.array(u_TM), atol=1e-5)
+
+
 def test_a_zero_delta_is_skipped_when_signs_are_followed():
-    """The sign comes from the next later delta that is not zero; a zero last one decides nothing."""
+    """The sign comes from the next later non-zero delta; a zero last one decides nothing."""
     deltas = rotating_deltas()
     with_gaps = [deltas[0], 0 * deltas[0], deltas[1], deltas[2], 0 * deltas[0]]
     factors, plain = build(with_gaps), build(deltas[:3])

@@ -168,7 +168,9 @@ def write_run(
     return Run(where / "run", where / "base", tuple(steps))
 
 
-def rank_one_line(seed: int = 0, tied: bool = False, size: float = 2e-5) -> Callable[[int], Tensors]:
+def rank_one_line(
+    seed: int = 0, tied: bool = False, size: float = 2e-5
+) -> Callable[[int], Tensors]:
     """Weights that move along one rank-1 direction per matrix, in proportion to the step."""
     base = model_tensors(seed, tied)
     source = generator(seed + 1)
@@ -184,6 +186,25 @@ def rank_one_line(seed: int = 0, tied: bool = False, size: float = 2e-5) -> Call
         return {**base, **moved}
 
     return at
+
+
+def exact_line(tied: bool = False) -> Callable[[int], Tensors]:
+    """A rank-1 line whose weights bf16 can store exactly at every step up to 100.
+
+    All weights are multiples of 2^-12 below 256 of them: bf16 keeps 8 bits.
+    """
+    unit = 2.0**-12
+    source = generator(5)
+    base = {}
+    directions = {}
+    for name, tensor in model_tensors(0, tied).items():
+        base[name] = torch.randint(-90, 91, tensor.shape, generator=source) * unit
+        if "_proj" in name:
+            rows, columns = tensor.shape
+            u_M = torch.randint(0, 2, (rows,), generator=source) * 2.0 - 1
+            v_N = torch.randint(0, 2, (columns,), generator=source) * 2.0 - 1
+            directions[name] = torch.outer(u_M, v_N) * unit
+    return lambda step: {**base, **{n: base[n] + step * d for n, d in directions.items()}}
 
 
 def curved_run(
@@ -291,15 +312,18 @@ def command(*arguments: str | Path) -> Result:
 def succeed(*arguments: str | Path) -> Result:
     """Run the command line and insist that it succeeds."""
     result = command(*arguments)
-    if result.exit_code:
-        raise AssertionError(f"{arguments}: {result.output}") from result.exception
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
     return result
 
 
 def fail(*arguments: str | Path) -> str:
     """Run the command line, insist on exit 1 and one line on stderr; return that line."""
     result = command(*arguments)
-    assert result.exit_code == 1, (result.output, result.exception)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 1, result.output
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
     assert line.startswith("Error: "), line

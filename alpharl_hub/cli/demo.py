@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.text import Text
 
 from alpharl_hub.cli.terminal import (
     add_number_column,
@@ -80,23 +80,23 @@ def _print_scores(scores: DemoScores, console: Console) -> None:
     last = scores.last_observed.score
     print_heading(console, "Share of sums answered exactly right", "greedy answers, measured now")
     table = new_table()
-    for head in ("model", "step", "loaded from"):
+    for head in ("model", "loaded from"):
         add_text_column(table, head)
-    for head in ("score", "std error", "vs last"):
+    for head in ("step", "score", "std error", "vs last"):
         add_number_column(table, head)
     for model in scores.models:
         errors = difference_in_errors(model.score, last)
         cells = [
             model.name,
-            "" if model.step is None else str(model.step),
             model.place,
+            str(model.step),
             f"{model.score.score:.4f}",
             f"{model.score.standard_error:.4f}",
-            "" if model is scores.last_observed else f"{errors:+.1f}",
+            "-" if model is scores.last_observed else f"{errors:+.1f}",
         ]
         add_row(table, cells)
     console.print(table)
     console.print("vs last: distance to the last observed checkpoint in standard errors")
     console.print()
     for sentence in (*in_words(scores), _CAVEAT):
-        console.print(Text(escape_text(sentence)))
+        click.echo("\n".join(textwrap.wrap(sentence, console.width)))

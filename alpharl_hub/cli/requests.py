@@ -29,6 +29,9 @@ def run_request(run: str, options: Mapping[str, Any], stop: threading.Event) -> 
     """Build what says which run and which checkpoints."""
     from alpharl_hub.sources.opening import RunRequest
 
+    if not options["quiet"]:
+        tell_ambiguous(run, "RUN")
+        tell_ambiguous(options["base"] or "", "--base")
     return RunRequest(
         run=run,
         base=options["base"],
@@ -43,6 +46,17 @@ def run_request(run: str, options: Mapping[str, Any], stop: threading.Event) -> 
         on_wait=tell_wait(options["verbose"]),
         stop=stop,
     )
+
+
+def tell_ambiguous(text: str, what: str) -> None:
+    """Say on stderr which was taken of a folder and a repo that could be called the same."""
+    from alpharl_hub.sources.local_run import could_be_repo
+
+    if could_be_repo(text):
+        click.echo(
+            escape_text(f"{what} {text}: the folder here is read; hf://{text} is the repo"),
+            err=True,
+        )
 
 
 def scope_options(options: Mapping[str, Any]) -> ScopeOptions:

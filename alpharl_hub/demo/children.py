@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -21,13 +22,15 @@ Say = Callable[[str], None]
 """Takes one line of what is to be shown."""
 
 _SHOWN_WIDTH = 80
+_NO_BREAK_SPACE = "\u00a0"
 
 
 @dataclass(frozen=True)
 class Children:
     """Programs that work in `folder` and see the Hub at `endpoint` as their only one.
 
-    `home` is where they keep what they download. Nothing of the user's Hub settings reaches them.
+    `home` is a folder for what they download and for their temporary files: torch leaves some
+    behind. Nothing of the user's Hub settings reaches them.
     """
 
     folder: Path
@@ -83,6 +86,7 @@ class Children:
         return {
             **child_environment(self.endpoint, self.home, self.token),
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TMPDIR": str(self.home),
             # On two busy cores a tiny model was scored in 0.4 s with one thread, in 0.9 to 5.6 s
             # with two.
             "OMP_NUM_THREADS": "1",
@@ -111,13 +115,16 @@ def _import_path() -> dict[str, str]:
 
 def _as_typed(words: Sequence[str]) -> list[str]:
     """Write a command as one types it in a shell, in lines that can be pasted together."""
+    text = f"$ alpharl-hub {shlex.join(words)}"
     lines = textwrap.wrap(
-        f"$ alpharl-hub {shlex.join(words)}",
+        # An option and its value stay on one line: textwrap does not break at this space.
+        re.sub(r" (--?[a-z-]+) (?!-)", f" \\1{_NO_BREAK_SPACE}", text),
         _SHOWN_WIDTH - len(" \\"),
         subsequent_indent="      ",
         break_long_words=False,
         break_on_hyphens=False,
     )
+    lines = [line.replace(_NO_BREAK_SPACE, " ") for line in lines]
     return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
 
 

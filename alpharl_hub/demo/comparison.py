@@ -18,10 +18,10 @@ CLEAR_FROM_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class ModelScore:
-    """A measured model: what it is (`name`, and `step` unless it is the base) and where it lies."""
+    """A measured model: what it is, the step it stands for (the base: 0), and where it lies."""
 
     name: str
-    step: int | None
+    step: int
     place: str
     score: TaskScore
 
@@ -54,29 +54,23 @@ def difference_in_errors(score: TaskScore, reference: TaskScore) -> float:
 def in_words(scores: DemoScores) -> tuple[str, ...]:
     """Compare every prediction with the last observed checkpoint, and the best with the final."""
     last = scores.last_observed
-    against_last = tuple(
-        f"{model.name}: {_compared(model.score, last.score)} the last observed checkpoint."
-        for model in scores.predictions
-    )
+    against_last = tuple(f"{model.name}: {_compared(model, last)}." for model in scores.predictions)
     # The first of equals is taken: a prediction has to beat what was there already.
     best = max((last, *scores.predictions), key=lambda model: model.score.score)
-    share = scores.share.replace("%", " %")
     return (
         *against_last,
-        f"Highest score that the first {share} of the steps gave: {best.name} "
-        f"({best.score.score:.4f}), {_compared(best.score, scores.final.score)} the "
-        f"{scores.final.name} checkpoint.",
+        f"Highest score from {scores.share} of the steps: {best.name}, {best.score.score:.4f}; "
+        f"{_compared(best, scores.final)}.",
     )
 
 
-def _compared(score: TaskScore, reference: TaskScore) -> str:
-    """Say how a score stands to another, up to the word that names the other."""
-    difference = score.score - reference.score
-    errors = abs(difference_in_errors(score, reference))
+def _compared(model: ModelScore, reference: ModelScore) -> str:
+    """Say how far the score of one model lies from that of another."""
+    other = f"the {reference.name} checkpoint"
+    difference = model.score.score - reference.score.score
     if difference == 0:
-        return "exactly the score of"
+        return f"the same score as {other}"
+    errors = abs(difference_in_errors(model.score, reference.score))
     side = "above" if difference > 0 else "below"
-    size = f"{abs(difference):.4f} ({errors:.1f} standard errors)"
-    if errors < CLEAR_FROM_ERRORS:
-        return f"{size}, too little to tell, {side}"
-    return f"{size} {side}"
+    doubt = ": too little to tell" if errors < CLEAR_FROM_ERRORS else ""
+    return f"{abs(difference):.4f} {side} {other} ({errors:.1f} standard errors{doubt})"

@@ -58,7 +58,9 @@ def run_demo(keep: Path | None, say: Say) -> DemoScores:
         say(f"A Hub for this demo runs at {hub.endpoint} and holds")
         say(f"  {BASE_REPO}  a tiny model that adds carelessly")
         say(f"  {RUN_REPO}       its GRPO run: {len(steps)} checkpoints, a branch for each")
-        children = Children(work, scratch / "home", hub.endpoint, _TOKEN, say)
+        home = scratch / "home"
+        home.mkdir()
+        children = Children(work, home, hub.endpoint, _TOKEN, say)
         _run_commands(children, steps[-1], with_folders=keep is not None)
         return _measure(children, steps)
 
@@ -116,7 +118,7 @@ def _run_commands(children: Children, target_step: int, with_folders: bool) -> N
 def _measure(children: Children, steps: Sequence[int]) -> DemoScores:
     last, final = select_steps(steps, None, SHARE)[-1], steps[-1]
     models = [
-        ("base", None, BASE_REPO),
+        ("base", 0, BASE_REPO),
         ("last observed", last, f"{RUN_REPO}@step_{last}"),
         *((method, final, _predicted_repo(method)) for method in METHODS),
         ("true final", final, f"{RUN_REPO}@step_{final}"),

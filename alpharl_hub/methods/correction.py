@@ -67,6 +67,21 @@ def combine(
     return weights if damping == 1 else last + damping * (weights - last)
 
 
+def cast(weights: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Return the weights in another dtype.
+
+    Raises:
+        FitError: NaN or infinity there.
+    """
+    rounded = weights.to(dtype)
+    if not bool(torch.isfinite(rounded).all()):
+        raise FitError(
+            f"{name}: not finite in {str(dtype).removeprefix('torch.')}; take --dtype float32 or a "
+            "nearer target"
+        )
+    return rounded
+
+
 def round_to(
     weights: Tensor, dtype: torch.dtype, base: Tensor, name: str
 ) -> tuple[Tensor, Rounding]:
@@ -77,12 +92,7 @@ def round_to(
     Raises:
         FitError: NaN or infinity after rounding.
     """
-    rounded = weights.to(dtype)
-    if not bool(torch.isfinite(rounded).all()):
-        raise FitError(
-            f"{name}: not finite in {str(dtype).removeprefix('torch.')}; take --dtype float32 or a "
-            "nearer target"
-        )
+    rounded = cast(weights, dtype, name)
     # Not in place: for fp32 `rounded` is `weights` itself.
     lost = rounded.to(torch.float32) - weights
     return rounded, Rounding(

@@ -2,7 +2,7 @@
 
 Letters: W_0 base, D_t delta at step s_t, s* the target step.
 
-D_hat = (s*/s_T) D_T, or a D_T with `scale` (ExPO, arXiv 2404.16792, is a = 1 + alpha). With
+D_hat = (s*/s_T) D_T; `scale` a is the step a s_T (ExPO, arXiv 2404.16792, is a = 1 + alpha). With
 `fit_last` the line goes through the first checkpoint m of the window and the last one:
 D_hat = D_T + (s* - s_T)/(s_T - s_m) (D_T - D_m). Norm layers are not predicted.
 
@@ -20,10 +20,9 @@ from alpharl_hub.methods import Clock, MethodOptions
 class LinearFit:
     """One tensor: its last delta, and that of the window's first checkpoint."""
 
-    def __init__(self, clock: Clock, first: int | None, scale: float | None) -> None:
+    def __init__(self, clock: Clock, first: int | None) -> None:
         self._clock = clock
         self._first = first
-        self._scale = scale
         self._deltas: list[Tensor] = []
 
     def observe(self, delta: Tensor) -> None:
@@ -33,8 +32,6 @@ class LinearFit:
     def predict_delta(self, response: float) -> Tensor:
         """Return D_hat at a step, in the tensor's shape (fp32)."""
         steps_T, last = self._clock.steps_T, self._deltas[-1]
-        if self._scale is not None and response == self._clock.target:
-            return last * self._scale
         if self._first is None:
             return last * (response / steps_T[-1])
         ahead = (response - steps_T[-1]) / (steps_T[-1] - steps_T[self._first])
@@ -50,13 +47,12 @@ class Linear:
 
     def __init__(self, clock: Clock, options: MethodOptions) -> None:
         self._clock = clock
-        self._scale = options.scale
         self._first = _first_of_window(clock.steps_T, options.fit_last)
-        if self._scale is not None and self._first is not None:
+        if options.scale is not None and self._first is not None:
             raise FitError("--scale and --fit-last exclude each other; give one")
-        if self._scale is not None and not self._scale > 0:
-            raise FitError(f"--scale {self._scale:g}: give a multiple of the update above 0")
-        if self._scale is None and clock.target < clock.steps_T[0]:
+        if options.scale is not None and not options.scale > 0:
+            raise FitError(f"--scale {options.scale:g}: give a multiple of the update above 0")
+        if options.scale is None and clock.target < clock.steps_T[0]:
             raise FitError(
                 f"step {clock.target:g} lies before the history, which begins at "
                 f"{clock.steps_T[0]}; ask for a later one"
@@ -79,7 +75,7 @@ class Linear:
 
     def fit(self, name: str, shape: tuple[int, ...]) -> LinearFit:
         """Start on one tensor, or a run of entries of one: entries do not meet."""
-        return LinearFit(self._clock, self._first, self._scale)
+        return LinearFit(self._clock, self._first)
 
 
 def _first_of_window(steps_T: tuple[int, ...], fit_last: int | float | None) -> int | None:

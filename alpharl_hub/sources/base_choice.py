@@ -55,5 +55,5 @@ def base_model_of_card(card: str) -> str | None:
     match = _BASE_MODEL.search(block[1]) if block else None
     if match is None:
         return None
-    value = match["value"].strip("'\"")
+    value = match["value"].strip().strip("'\"")
     return value if _HUB_ID.match(value) else None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from alpharl_hub.errors import SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
@@ -11,7 +12,7 @@ from alpharl_hub.sources.contents import find_weights_folder
 from alpharl_hub.sources.http_reader import SignedAddress
 from alpharl_hub.sources.hub_client import HubClient, RepoRefs, cached_file
 from alpharl_hub.sources.hub_uri import RepoPlace
-from alpharl_hub.sources.listing import Listing, keep_complete, refuse_empty
+from alpharl_hub.sources.listing import Listing, keep_complete
 from alpharl_hub.sources.local import read_file_into
 from alpharl_hub.sources.step_names import (
     PLACEHOLDER,
@@ -19,27 +20,31 @@ from alpharl_hub.sources.step_names import (
     choose_family,
     find_families,
     match_pattern,
+    mention_patterns,
 )
 from alpharl_hub.trajectory import Checkpoint, CheckpointStore, StoredFile
 
 _MAX_CARD_BYTES = 1 << 20
+_STEP_IN_TITLE = re.compile(r"\bstep[-_ ]?(\d{1,15})\b", re.IGNORECASE)
 
 
 class HubFolder:
-    """One folder of one commit of one repo; safe to share between threads."""
+    """One pinned checkpoint: a folder of a commit of a repo; safe to share between threads."""
 
-    def __init__(self, client: HubClient, repo: str, commit: str, folder: str) -> None:
+    def __init__(self, client: HubClient, checkpoint: Checkpoint) -> None:
+        assert checkpoint.commit is not None, "what is on a Hub is pinned"
         self._client = client
-        self._repo = repo
-        self._commit = commit
-        self._prefix = f"{folder}/" if folder else ""
+        self._repo = checkpoint.source
+        self._commit = checkpoint.commit
+        self._label = f"{checkpoint.label} (commit {checkpoint.commit[:12]})"
+        self._prefix = f"{checkpoint.folder}/" if checkpoint.folder else ""
         self._addresses: dict[str, SignedAddress] = {}
         self._cached: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
     def files(self) -> Mapping[str, StoredFile]:
         """List the folder from the commit's tree, which is asked for once."""
-        return below(self._client.tree(self._repo, self._commit), self._prefix)
+        return below(self._client.tree(self._repo, self._commit, self._label), self._prefix)
 
     def read_into(self, filename: str, start: int, buffer: memoryview) -> None:
         """Fill `buffer`, from the local cache where it holds this file of this commit."""
@@ -52,7 +57,7 @@ class HubFolder:
             read_file_into(cached, start, buffer)
             return
         stored = self.files().get(filename)
-        what = f"{self._repo}@{self._commit[:12]}/{path}"
+        what = f"{self._label}: {filename}"
         if stored is None:
             raise SourceError(f"{what}: no such file")
 
@@ -102,6 +107,7 @@ class HubRun:
         self._client = client
         self._refs = client.refs(place.repo)
         self._place = join_slashed_revision(place, self._refs)
+        self._cards: dict[Checkpoint, str | None] = {}
 
     def list_steps(self) -> Listing:
         """Find the steps: by the pattern, else the first of branches, tags, folders with two."""
@@ -121,49 +127,91 @@ class HubRun:
         family = choose_family(find_families(refs), self._place.repo, f"{self._place.repo}@*")
         if family is None:
             return None
-        return self._listing_of_refs(layout, family, refs, self._other_kinds(layout))
-
-    def _other_kinds(self, layout: str) -> tuple[Notice, ...]:
-        if layout != "branches" or not find_families(self._refs.tags):
-            return ()
-        pattern = find_families(self._refs.tags)[0].pattern
-        message = f"there are tags named {pattern} too; the branches are read"
-        return (Notice("other_layouts", message),)
+        return self._listing_of_refs(layout, family, refs)
 
     def _by_revision_pattern(self, pattern: str) -> Listing:
         for layout, refs in (("branches", self._refs.branches), ("tags", self._refs.tags)):
             family = match_pattern(pattern, refs)
             if family.names:
-                return self._listing_of_refs(layout, family, refs, ())
-        near = ", ".join([*self._refs.branches, *self._refs.tags][:5])
-        raise TrajectoryError(f"{self._place.repo}: no revision fits {pattern}; there is {near}")
+                return self._listing_of_refs(layout, family, refs)
+        raise self._no_fit("revision", pattern, [*self._refs.branches, *self._refs.tags])
 
-    def _listing_of_refs(
-        self, layout: str, family: Family, refs: Mapping[str, str], notices: tuple[Notice, ...]
-    ) -> Listing:
+    def _no_fit(self, kind: str, pattern: str, names: Sequence[str]) -> TrajectoryError:
+        listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        return TrajectoryError(
+            f"{self._place}: no {kind} fits {pattern}; there is {listed or 'none at all'}"
+        )
+
+    def _listing_of_refs(self, layout: str, family: Family, refs: Mapping[str, str]) -> Listing:
         checkpoints = tuple(
             Checkpoint(step, self._place.repo, name, refs[name], self._place.folder)
             for step, name in family.names.items()
         )
-        return Listing(layout, family.pattern, checkpoints, notices)
+        return Listing(layout, family.pattern, checkpoints, ())
 
     def _by_folder_pattern(self) -> Listing:
         before, _, after = self._place.folder.partition(PLACEHOLDER)
         parent, _, stem = before.rpartition("/")
         tail, _, inner = after.partition("/")
-        family = match_pattern(f"{stem}{PLACEHOLDER}{tail}", self._folders_below(parent))
-        listing = self._listing_of_folders(family, parent, inner)
-        return refuse_empty(listing, str(self._place))
+        pattern, names = f"{stem}{PLACEHOLDER}{tail}", self._folders_below(parent)
+        family = match_pattern(pattern, names)
+        if not family.names:
+            raise self._no_fit("folder", pattern, names)
+        return self._listing_of_folders(family, parent, inner)
 
     def _by_folders(self) -> Listing:
         parent = self._place.folder
         families = find_families(self._folders_below(parent))
         family = choose_family(families, str(self._place), f"{self._place}/*")
-        if family is not None:
-            return self._listing_of_folders(family, parent, "")
-        if find_weights_folder(below(self._tree(), f"{parent}/" if parent else "")) is None:
-            return refuse_empty(Listing("folders", "", (), ()), str(self._place))
-        return Listing("single", "", (), ())
+        if family is None:
+            return Listing("single", "", (), ())
+        return self._listing_of_folders(family, parent, "")
+
+    def no_steps(self) -> TrajectoryError:
+        """Say that this is one model, or none."""
+        place, folder = self._place, self._place.folder
+        if find_weights_folder(below(self._tree(), f"{folder}/" if folder else "")) is not None:
+            revision = place.revision or "main"
+            return TrajectoryError(
+                f"{place}: one model and no steps; say which step it is with --at {revision}=STEP"
+            )
+        return TrajectoryError(
+            f"{place}: no step found; say where the number stands, such as "
+            f"{place.repo}@step-{PLACEHOLDER} or {place}/checkpoint-{PLACEHOLDER}"
+        )
+
+    def look_aside(self, listing: Listing) -> tuple[Notice, ...]:
+        """Mention other kinds of steps, and a main that is none of the steps; a request or two."""
+        main = self._refs.branches.get("main")
+        if main is None or listing.layout not in ("branches", "tags"):
+            return ()
+        tree = self._client.tree(self._place.repo, main)
+        others = [] if listing.layout == "tags" else [("tags", mention_patterns(self._refs.tags))]
+        folders = {path.split("/")[0] for path in tree if "/" in path}
+        others.append(("folders", mention_patterns(folders)))
+        notices = [
+            Notice(
+                "other_layouts",
+                f"there are {kind} named {', '.join(patterns)} too; the {listing.layout} are read",
+            )
+            for kind, patterns in others
+            if patterns
+        ]
+        if main not in {c.commit for c in listing.checkpoints} and find_weights_folder(tree) == "":
+            notices.append(self._main_notice(main, listing))
+        return tuple(notices)
+
+    def _main_notice(self, main: str, listing: Listing) -> Notice:
+        # The title of its last commit is often all that tells the step of main
+        # (allenai/Olmo-3-7B-RL-Zero-Math: "Upload checkpoint from step 2000").
+        found = _STEP_IN_TITLE.search(self._client.last_title(self._place.repo, main))
+        message = "main is no step of the run and is left out; --at main=STEP takes it"
+        if found and all(int(found[1]) != c.step for c in listing.checkpoints):
+            message = (
+                "main is no step of the run and is left out; its last commit speaks of step "
+                f"{int(found[1])}: --at main={int(found[1])} takes it"
+            )
+        return Notice("main_left_out", message)
 
     def _revision(self) -> tuple[str, str]:
         revision = self._place.revision or "main"
@@ -203,22 +251,30 @@ class HubRun:
 
     def open_store(self, checkpoint: Checkpoint) -> CheckpointStore:
         """Open one pinned commit."""
-        assert checkpoint.commit is not None, "what is on a Hub is pinned"
-        return HubFolder(self._client, checkpoint.source, checkpoint.commit, checkpoint.folder)
+        return HubFolder(self._client, checkpoint)
 
     def card_text(self, checkpoint: Checkpoint) -> str | None:
         """Return the card of the checkpoint's folder, of its commit, or of main."""
-        commits = [checkpoint.commit or "", self._refs.branches.get("main", "")]
-        folders = [checkpoint.folder, ""]
-        for commit in filter(None, dict.fromkeys(commits)):
-            for folder in dict.fromkeys(folders):
-                store = HubFolder(self._client, self._place.repo, commit, folder)
-                stored = store.files().get("README.md")
-                if stored is not None:
-                    buffer = bytearray(min(stored.num_bytes, _MAX_CARD_BYTES))
-                    store.read_into("README.md", 0, memoryview(buffer))
-                    return buffer.decode("utf-8", errors="replace")
+        revisions = [(checkpoint.revision, checkpoint.commit)]
+        revisions.append(("main", self._refs.branches.get("main")))
+        for revision, commit in revisions:
+            for folder in (checkpoint.folder, ""):
+                place = Checkpoint(None, self._place.repo, revision, commit, folder)
+                card = self._card_at(place) if commit is not None else None
+                if card is not None:
+                    return card
         return None
+
+    def _card_at(self, place: Checkpoint) -> str | None:
+        if place not in self._cards:
+            store = HubFolder(self._client, place)
+            stored = store.files().get("README.md")
+            self._cards[place] = None
+            if stored is not None:
+                buffer = bytearray(min(stored.num_bytes, _MAX_CARD_BYTES))
+                store.read_into("README.md", 0, memoryview(buffer))
+                self._cards[place] = buffer.decode("utf-8", errors="replace")
+        return self._cards[place]
 
 
 def join_slashed_revision(place: RepoPlace, refs: RepoRefs) -> RepoPlace:
@@ -254,4 +310,4 @@ def pin_place(client: HubClient, place: RepoPlace) -> tuple[Checkpoint, Checkpoi
     revision = place.revision or "main"
     commit = refs.commit_of(revision) or client.commit_of(place.repo, revision)
     checkpoint = Checkpoint(None, place.repo, revision, commit, place.folder)
-    return checkpoint, HubFolder(client, place.repo, commit, place.folder)
+    return checkpoint, HubFolder(client, checkpoint)

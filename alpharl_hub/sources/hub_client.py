@@ -1,16 +1,17 @@
 """The questions that are asked of a Hub, with its errors in words and patience when it is busy.
 
-Every answer that cannot change (a listing of a pinned commit) is asked for once. Retries are our
-own because the client's sleep for as long as the server says, without a bound
-(huggingface_hub 2.4, http_backoff).
+Refs, and every answer that cannot change (a listing of a pinned commit), are asked for once.
+Listings are read page by page here, because the client's own way waits for as long as the server
+says, or without any timeout (huggingface_hub 2.4, list_repo_tree and list_repo_refs).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -20,18 +21,23 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # not in its __all__
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    httpx,
+)
 
 from alpharl_hub.errors import SourceError
 from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_reader import RangeReader, SignedAddress
-from alpharl_hub.sources.http_routes import origin_of, redirect_target
+from alpharl_hub.sources.http_routes import check_address, origin_of, redirect_target
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.trajectory import StoredFile
 from alpharl_hub.version import __version__
 
 Answer = TypeVar("Answer")
+Rows = list[dict[str, Any]]
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _TIMEOUT_S = 30.0
@@ -42,8 +48,6 @@ class RepoFacts:
     """What a repo says of itself; `restricted`: private or gated."""
 
     restricted: bool
-    main_commit: str
-    main_title: str | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class HubClient:
 
     def __init__(self, token: str | None, patience: Patience) -> None:
         self.endpoint = constants.ENDPOINT
+        check_address(self.endpoint, "HF_ENDPOINT")
         self.token = token
         self.api = HfApi(
             endpoint=self.endpoint,
@@ -72,9 +77,9 @@ class HubClient:
         )
         self.reader = RangeReader(patience)
         self._patience = patience
+        self._refs: dict[str, RepoRefs] = {}
         self._trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
         self._facts: dict[str, RepoFacts] = {}
-        self._lock = threading.Lock()
 
     def ask(self, what: str, question: Callable[[], Answer]) -> Answer:
         """Put one question, again while the server is busy or the line is down.
@@ -94,6 +99,8 @@ class HubClient:
                 wait_s = asked_wait_s(error.response.headers)
             except httpx.TransportError as error:
                 reason, wait_s = f"{self.endpoint} is out of reach ({type(error).__name__})", 0.0
+            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                raise self._no_hub(what) from error
             except OfflineModeIsEnabled as error:
                 raise SourceError(
                     f"{what}: HF_HUB_OFFLINE is set; unset it, or name local folders"
@@ -106,44 +113,90 @@ class HubClient:
         return (self.token or get_token()) is not None
 
     def refs(self, repo: str) -> RepoRefs:
-        """List branches and tags, in one request."""
-        found = self.ask(repo, lambda: self.api.list_repo_refs(repo))
-        return RepoRefs(
-            {ref.name: ref.target_commit for ref in found.branches},
-            {ref.name: ref.target_commit for ref in found.tags},
-        )
+        """List branches and tags once, in one request."""
+        if repo not in self._refs:
+            found = self._get(repo, f"{self.endpoint}/api/models/{repo}/refs").json()
+            if not isinstance(found, dict):
+                raise self._no_hub(repo)
+            branches, tags = (
+                {str(row.get("name")): str(row.get("targetCommit")) for row in rows}
+                for rows in (self._rows(found.get(kind), repo) for kind in ("branches", "tags"))
+            )
+            self._refs[repo] = RepoRefs(branches, tags)
+        return self._refs[repo]
 
     def facts(self, repo: str) -> RepoFacts:
-        """Ask once whether a repo is private or gated, and where main stands."""
+        """Ask once whether a repo is private or gated."""
         if repo not in self._facts:
-            info = self.ask(repo, lambda: self.api.model_info(repo))
-            self._facts[repo] = RepoFacts(bool(info.private or info.gated), info.sha or "", None)
+            info = self.ask(repo, lambda: self.api.model_info(repo, timeout=_TIMEOUT_S))
+            self._facts[repo] = RepoFacts(bool(info.private or info.gated))
         return self._facts[repo]
 
     def commit_of(self, repo: str, revision: str) -> str:
         """Resolve any revision (also a commit or a pull request) to a full commit."""
         what = f"{repo}@{revision}"
-        info = self.ask(what, lambda: self.api.model_info(repo, revision=revision))
+        info = self.ask(
+            what, lambda: self.api.model_info(repo, revision=revision, timeout=_TIMEOUT_S)
+        )
         if not info.sha:
-            raise SourceError(f"{what}: the Hub names no commit for it")
+            raise SourceError(f"{what}: the Hub names no commit for it; name another revision")
         return info.sha
 
-    def tree(self, repo: str, commit: str) -> Mapping[str, StoredFile]:
-        """List all files of a pinned commit, once."""
+    def tree(self, repo: str, commit: str, label: str | None = None) -> Mapping[str, StoredFile]:
+        """List all files of a pinned commit, once; `label` is what messages call it."""
         key = (repo, commit)
         if key not in self._trees:
-            entries = self.ask(
-                f"{repo}@{commit[:12]}",
-                lambda: list(self.api.list_repo_tree(repo, recursive=True, revision=commit)),
-            )
-            self._trees[key] = {
-                entry.path: StoredFile(
-                    entry.path, entry.size, entry.lfs.sha256 if entry.lfs else None
-                )
-                for entry in entries
-                if isinstance(entry, RepoFile)
-            }
+            what = label or f"{repo}@{commit[:12]}"
+            query = "recursive=true&expand=false"
+            found: dict[str, StoredFile] = {}
+            for rows in self._pages(what, f"tree/{commit}", repo, query):
+                found.update(_stored_files(rows))
+            self._trees[key] = found
         return self._trees[key]
+
+    def last_title(self, repo: str, commit: str) -> str:
+        """Return the title of a commit, in one request."""
+        rows = next(self._pages(f"{repo}@{commit[:12]}", f"commits/{commit}", repo, ""))
+        return str(rows[0].get("title") or "") if rows else ""
+
+    def _pages(self, what: str, path: str, repo: str, query: str) -> Iterator[Rows]:
+        url = f"{self.endpoint}/api/models/{repo}/{path}"
+        while True:
+            response = self._get(what, f"{url}?{query}" if query else url)
+            yield self._rows(response.json(), what)
+            following = response.links.get("next", {}).get("url")
+            if following is None:
+                return
+            # Of the link only the query counts: a mirror may send on to the Hub that it mirrors,
+            # and the token is for this one.
+            query = urlsplit(following).query
+
+    def _get(self, what: str, url: str) -> Any:
+        """Ask for a JSON document; the answer is the response, parsed once to see that it can be.
+
+        The client's session has no timeout of its own.
+        """
+
+        def question() -> Any:
+            headers = build_hf_headers(
+                token=self.token, library_name="alpharl-hub", library_version=__version__
+            )
+            response = get_session().get(url, headers=headers, timeout=_TIMEOUT_S)
+            hf_raise_for_status(response)
+            response.json()
+            return response
+
+        return self.ask(what, question)
+
+    def _rows(self, value: object, what: str) -> Rows:
+        if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+            raise self._no_hub(what)
+        return value
+
+    def _no_hub(self, what: str) -> SourceError:
+        return SourceError(
+            f"{what}: {self.endpoint} does not answer as a Hub does; check HF_ENDPOINT"
+        )
 
     def resolve(self, repo: str, path: str, commit: str) -> SignedAddress:
         """Ask where the bytes of a large file are served; counted by the Hub."""
@@ -167,6 +220,14 @@ class HubClient:
         if token is None or origin_of(url) != origin_of(self.endpoint):
             return {}
         return {"Authorization": f"Bearer {token}"}
+
+
+def _stored_files(rows: Rows) -> Iterator[tuple[str, StoredFile]]:
+    for row in rows:
+        if row.get("type") == "file":
+            path, lfs = str(row.get("path")), row.get("lfs")
+            sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
+            yield path, StoredFile(path, int(row.get("size") or 0), sha256)
 
 
 def cached_file(repo: str, path: str, commit: str) -> str | None:

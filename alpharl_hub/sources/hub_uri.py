@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from huggingface_hub import constants, parse_hf_uri
-from huggingface_hub.errors import HfUriError
+from huggingface_hub.errors import HfUriError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from alpharl_hub.errors import SourceError
 from alpharl_hub.sources.step_names import PLACEHOLDER
@@ -37,18 +38,19 @@ def parse_place(text: str) -> RepoPlace:
     """
     if text.count(PLACEHOLDER) > 1:
         raise SourceError(f"{text}: {PLACEHOLDER} stands more than once; one number tells the step")
-    if any(part == ".." for part in text.replace("@", "/").split("/")):
-        raise SourceError(f"{text}: `..` has no place in the name of a repo")
     uri = text if "://" in text else f"hf://{text}"
     try:
         parsed = parse_hf_uri(uri.replace(PLACEHOLDER, _STAND_IN), endpoint=constants.ENDPOINT)
-    except HfUriError as error:
+        validate_repo_id(parsed.id)
+    except (HfUriError, HFValidationError) as error:
         reason = str(error).splitlines()[0].replace(_STAND_IN, PLACEHOLDER)
         raise SourceError(
             f"{text}: neither a folder here nor ORG/NAME[@REVISION][/FOLDER] on the Hub ({reason})"
         ) from error
     if parsed.type != "model":
         raise SourceError(f"{text}: a {parsed.type}; only model repos hold checkpoints")
+    if ".." in [*(parsed.revision or "").split("/"), *parsed.path_in_repo.split("/")]:
+        raise SourceError(f"{text}: `..` has no place in the name of a repo")
 
     def restore(part: str) -> str:
         return part.replace(_STAND_IN, PLACEHOLDER)

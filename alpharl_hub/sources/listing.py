@@ -32,6 +32,14 @@ class RunSource(Protocol):
         """Find every step without reading any checkpoint."""
         ...
 
+    def no_steps(self) -> TrajectoryError:
+        """Return the error for a run in which no step was found."""
+        ...
+
+    def look_aside(self, listing: Listing) -> tuple[Notice, ...]:
+        """Mention what lies beside the listed steps and is not read."""
+        ...
+
     def extra_checkpoint(self, name: str, step: int) -> Checkpoint:
         """Pin what --at names as a step of the run."""
         ...
@@ -66,17 +74,3 @@ def keep_complete(
     names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
     message = f"{len(left_out)} incomplete step folders were left out: {names}"
     return frozenset(kept), (Notice("incomplete_steps", message),)
-
-
-def refuse_empty(listing: Listing, where: str) -> Listing:
-    """Return the listing if it holds a step.
-
-    Raises:
-        TrajectoryError: it holds none.
-    """
-    if not listing.checkpoints:
-        raise TrajectoryError(
-            f"{where}: no step found; say where the number stands, such as "
-            f"{where}/checkpoint-{{step}}, or name one revision with --at REVISION=STEP"
-        )
-    return listing

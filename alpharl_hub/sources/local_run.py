@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from alpharl_hub.errors import SourceError, TrajectoryError
+from alpharl_hub.manifest import Notice
 from alpharl_hub.sources.contents import find_weights_folder
-from alpharl_hub.sources.listing import Listing, keep_complete, refuse_empty
+from alpharl_hub.sources.listing import Listing, keep_complete
 from alpharl_hub.sources.local import LocalFolder, list_step_folders
 from alpharl_hub.sources.step_names import (
     PLACEHOLDER,
@@ -15,13 +17,15 @@ from alpharl_hub.sources.step_names import (
     find_families,
     match_pattern,
 )
-from alpharl_hub.trajectory import Checkpoint, CheckpointStore
+from alpharl_hub.trajectory import Checkpoint, CheckpointStore, StoredFile
 
 
 class LocalRun:
     """Step folders below one root, found by their names or by a pattern with {step}."""
 
     def __init__(self, run: str) -> None:
+        if run.count(PLACEHOLDER) > 1:
+            raise SourceError(f"{run}: {PLACEHOLDER} stands more than once; one number is the step")
         path = Path(run).expanduser()
         self.text = run
         self.inner = ""
@@ -35,13 +39,13 @@ class LocalRun:
         self.root = path
 
     def list_steps(self) -> Listing:
-        """List the step folders; a folder that is itself a model has no steps of its own."""
+        """List the step folders; a folder that is itself a model has none."""
         if not self.root.is_dir():
             raise SourceError(f"{self.root}: no such folder; to name a repo, write hf://ORG/NAME")
         family = self._family(list_step_folders(self.root))
         if family is None:
-            return self._single()
-        files = {name: LocalFolder(self._path(name)).files() for name in family.names.values()}
+            return Listing("single", "", (), ())
+        files = {name: self._files(name) for name in family.names.values()}
         kept, notices = keep_complete(files)
         checkpoints = tuple(
             Checkpoint(step, str(self._path(name)), None, None, "")
@@ -49,8 +53,7 @@ class LocalRun:
             if name in kept
         )
         pattern = f"{family.pattern}/{self.inner}" if self.inner else family.pattern
-        listing = Listing("local", pattern, checkpoints, notices)
-        return refuse_empty(listing, self.text)
+        return Listing("local", pattern, checkpoints, notices)
 
     def _family(self, names: tuple[str, ...]) -> Family | None:
         if self.pattern is None:
@@ -64,10 +67,25 @@ class LocalRun:
             )
         return family
 
-    def _single(self) -> Listing:
-        if find_weights_folder(LocalFolder(self.root).files()) is None:
-            return refuse_empty(Listing("local", "", (), ()), self.text)
-        return Listing("single", "", (), ())
+    def no_steps(self) -> TrajectoryError:
+        """Say that the folder is one model, or none."""
+        if find_weights_folder(LocalFolder(self.root).files()) is not None:
+            return TrajectoryError(
+                f"{self.text}: one model and no steps; say which step it is with --at .=STEP"
+            )
+        return TrajectoryError(
+            f"{self.text}: no step found; say where the number stands, such as "
+            f"{self.text.rstrip('/')}/checkpoint-{PLACEHOLDER}"
+        )
+
+    def look_aside(self, listing: Listing) -> tuple[Notice, ...]:
+        """Say nothing: what lies beside step folders is anybody's."""
+        return ()
+
+    def _files(self, name: str) -> Mapping[str, StoredFile]:
+        """List one step's files; a step that lacks the folder of the pattern has none."""
+        path = self._path(name)
+        return LocalFolder(path).files() if path.is_dir() else {}
 
     def _path(self, name: str) -> Path:
         return self.root / name / self.inner if self.inner else self.root / name
@@ -101,7 +119,25 @@ def pin_folder(text: str) -> tuple[Checkpoint, CheckpointStore]:
 
 
 def is_local(text: str) -> bool:
-    """Whether a RUN or base names a folder: by its first character, or because it is one."""
+    """Whether a RUN or base names a folder: by its first character, or because it is one.
+
+    With a {step} it is one when a folder fits.
+    """
     if text.startswith("hf://"):
         return False
-    return text.startswith(("/", ".", "~")) or Path(text).is_dir()
+    if text.startswith(("/", ".", "~")) or Path(text).is_dir():
+        return True
+    parts = Path(text).parts
+    position = next((i for i, part in enumerate(parts) if PLACEHOLDER in part), None)
+    if position is None or text.count(PLACEHOLDER) > 1:
+        return False
+    root = Path(*parts[:position])
+    return root.is_dir() and bool(match_pattern(parts[position], list_step_folders(root)).names)
+
+
+def could_be_repo(text: str) -> bool:
+    """Whether the name of a folder could name a repo just as well, but for the folder being there.
+
+    Only the form is looked at: ORG/NAME and what may follow.
+    """
+    return is_local(text) and not text.startswith(("/", ".", "~")) and "/" in text.strip("/")

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from alpharl_hub.errors import ScoreError, TrajectoryError
+from alpharl_hub.errors import ScoreError, SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
 from alpharl_hub.scores import ScoreTable, parse_scores, scores_from_trainer_state
-from alpharl_hub.sources.base_choice import choose_base
+from alpharl_hub.sources.base_choice import BaseAnswer, choose_base
 from alpharl_hub.sources.contents import open_contents, trainer_state_text
 from alpharl_hub.sources.hub import HubRun, pin_place
 from alpharl_hub.sources.hub_client import HubClient
@@ -90,6 +90,7 @@ def open_trajectory(request: RunRequest) -> Trajectory:
     opener = Opener(request)
     source = opener.run(request.run)
     listing = _with_extras(source.list_steps(), source, request)
+    aside = source.look_aside(listing)
     answer = choose_base(request.base, listing.checkpoints, source, request.run)
     steps = [_step(c) for c in listing.checkpoints if _step(c) != 0]
     if not steps:
@@ -99,8 +100,7 @@ def open_trajectory(request: RunRequest) -> Trajectory:
     if answer.checkpoint is not None:
         base_place, base_store = answer.checkpoint, source.open_store(answer.checkpoint)
     else:
-        assert answer.text is not None
-        base_place, base_store = opener.base(answer.text)
+        base_place, base_store = _open_base(opener, answer)
     base, *opened = _open_all(
         [(base_place, base_store), *((c, source.open_store(c)) for c in chosen)]
     )
@@ -117,8 +117,20 @@ def open_trajectory(request: RunRequest) -> Trajectory:
         scores=scores,
         private=any(contents.store.is_private() for contents in (base, *kept)),
         card=source.card_text(kept[-1].checkpoint),
-        notices=(*listing.notices, *_tell_selection(request, steps, opened), *notices),
+        notices=(*listing.notices, *aside, *_tell_selection(request, steps, opened), *notices),
     )
+
+
+def _open_base(opener: Opener, answer: BaseAnswer) -> tuple[Checkpoint, CheckpointStore]:
+    assert answer.text is not None
+    try:
+        return opener.base(answer.text)
+    except SourceError as error:
+        if answer.chosen_by != "card":
+            raise
+        raise SourceError(
+            f"{error}; the run's card names it as base_model, --base names another"
+        ) from error
 
 
 def _step(checkpoint: Checkpoint) -> int:
@@ -133,10 +145,7 @@ def _with_extras(listing: Listing, source: RunSource, request: RunRequest) -> Li
             raise TrajectoryError(f"--at {name}={step}: the run has a step {step} already")
         checkpoints.append(source.extra_checkpoint(name, step))
     if not checkpoints:
-        raise TrajectoryError(
-            f"{request.run}: one model and no steps; say which step it is with --at main=STEP "
-            "(a folder: --at .=STEP)"
-        )
+        raise source.no_steps()
     checkpoints.sort(key=_step)
     return Listing(listing.layout, listing.pattern, tuple(checkpoints), listing.notices)
 

@@ -60,5 +60,4 @@ def _open(
     checkpoint = Checkpoint(
         record.step, record.source, record.revision, record.commit, record.folder
     )
-    store = HubFolder(client(), record.source, record.commit, record.folder)
-    return open_contents(checkpoint, store)
+    return open_contents(checkpoint, HubFolder(client(), checkpoint))

@@ -31,10 +31,11 @@ def select_steps(steps: Sequence[int], spec: str | None, until: str | None) -> t
         chosen = tuple(sorted({step for part in spec.split(",") for step in _part(part, steps)}))
     if until is not None:
         limit = _limit(until, steps[-1])
+        first = chosen[0]
         chosen = tuple(step for step in chosen if step <= limit)
         if not chosen:
             raise TrajectoryError(
-                f"--until {until} leaves no checkpoint: the first is at step {steps[0]}"
+                f"--until {until} leaves no checkpoint: the first is at step {first}"
             )
     if spec is None:
         chosen = spread_evenly(chosen, MAX_UNASKED_CHECKPOINTS)

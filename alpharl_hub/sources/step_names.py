@@ -66,6 +66,14 @@ def find_families(names: Iterable[str]) -> tuple[Family, ...]:
     return tuple(sorted(kept, key=lambda family: (-len(family.names), family.pattern)))
 
 
+def mention_patterns(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the patterns that two or more names fit, for a mention: nothing is refused."""
+    steps: dict[str, set[int]] = {}
+    for pattern, step in filter(None, map(match_step, names)):
+        steps.setdefault(pattern, set()).add(step)
+    return tuple(sorted(pattern for pattern, found in steps.items() if len(found) > 1))
+
+
 def match_pattern(pattern: str, names: Iterable[str]) -> Family:
     """Find the names that fit a pattern with one {step}; padding makes no difference.
 
