@@ -6,16 +6,14 @@ too; what makes the model appear (a rename, a commit) comes last.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from alpharl_hub import strict_json
-from alpharl_hub.journal import Journal
+from alpharl_hub.journal import RESULT_FOLDER, Journal, open_journal
 from alpharl_hub.output_folder import (
-    RESULT_FOLDER,
     check_disk,
     check_output,
     publish,
@@ -83,7 +81,6 @@ class Delivery:
         self._destination = destination
         self._work = work
         self._result = work / RESULT_FOLDER
-        self._result.mkdir(exist_ok=True)
         self._plan = plan
         gone = {key.partition(" ")[2] for key in journal.results if key.startswith("shard ")}
         files = [file for file in plan.files if file.filename not in gone]
@@ -117,9 +114,7 @@ class Delivery:
     def _shard_done(self, filename: str) -> None:
         if f"shard {filename}" in self.journal.results:
             return
-        path = self._result / filename
-        if not path.exists():
-            path = self.writer.complete(filename)
+        path = self.writer.complete(filename)
         if self._upload is not None:
             uploaded = self._upload.upload_shard(path)
             self.journal.record(f"shard {filename}", strict_json.to_plain(uploaded))
@@ -146,11 +141,6 @@ class Delivery:
         results = self.journal.results
         return [strict_json.from_plain(UploadedShard, results[key], key) for key in keys]
 
-    def close(self) -> None:
-        """Let go of everything; what is unfinished stays for the next start."""
-        self.writer.close()
-        self.journal.close()
-
 
 @contextmanager
 def open_delivery(
@@ -170,14 +160,13 @@ def open_delivery(
         check_output(destination.folder, destination.overwrite)
     check_disk(work, _needed_bytes(destination, plan, work))
     upload = destination.push.begin(private_inputs) if destination.push else None
-    journal = Journal(work, identity)
-    delivery = Delivery(destination, upload, work, plan, journal)
-    try:
-        delivery.open()
-        yield delivery
-    finally:
-        delivery.close()
-    shutil.rmtree(work)
+    with open_journal(work, identity) as journal:
+        delivery = Delivery(destination, upload, work, plan, journal)
+        try:
+            delivery.open()
+            yield delivery
+        finally:
+            delivery.writer.close()
 
 
 def _needed_bytes(destination: Destination, plan: PredictionPlan, work: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from alpharl_hub.factor_files import (
     make_factor_index,
     plan_factor_files,
 )
-from alpharl_hub.journal import Journal
+from alpharl_hub.journal import RESULT_FOLDER, Journal, open_journal
 from alpharl_hub.manifest import (
     KIND_FACTORS,
     MANIFEST_NAME,
@@ -32,7 +31,6 @@ from alpharl_hub.manifest import (
     VersionsRecord,
 )
 from alpharl_hub.output_folder import (
-    RESULT_FOLDER,
     FolderRequest,
     check_disk,
     check_output,
@@ -75,15 +73,11 @@ def extract(
     versions = VersionsRecord(__version__, torch.__version__, compute_name(workers.devices))
     work = output.work_dir or work_folder_beside(output.folder)
     check_disk(work, sum(file.num_bytes for file in files))
-    journal = Journal(work, _identity(run, versions, rank, windows))
-    try:
+    with open_journal(work, _identity(run, versions, rank, windows)) as journal:
         results = _read(prepared, windows, files, rank, work, workers, journal, hooks)
-    finally:
-        journal.close()
-    manifest = _manifest(prepared, run, versions, rank, results)
-    _add_small_files(work / RESULT_FOLDER, files, manifest, trajectory)
-    publish(work / RESULT_FOLDER, output.folder, output.overwrite)
-    shutil.rmtree(work)
+        manifest = _manifest(prepared, run, versions, rank, results)
+        _add_small_files(work / RESULT_FOLDER, files, manifest, trajectory)
+        publish(work / RESULT_FOLDER, output.folder, output.overwrite)
     return Extraction(
         schema=SCHEMA,
         path=str(output.folder),
@@ -124,9 +118,7 @@ def _read(
     hooks: Hooks,
 ) -> list[MatrixResult]:
     trajectory = prepared.trajectory
-    result = work / RESULT_FOLDER
-    result.mkdir(exist_ok=True)
-    writer = ShardWriter(result, files)
+    writer = ShardWriter(work / RESULT_FOLDER, files)
     writer.open()
     factors = FactorWriter(writer, files)
     middle = nearest_middle(trajectory.steps_T)
@@ -136,8 +128,7 @@ def _read(
             trajectory, windows, analyser, Reading(workers.devices, hooks), MatrixResult, journal
         )
         for file in files:
-            if not (result / file.filename).exists():
-                writer.complete(file.filename)
+            writer.complete(file.filename)
     finally:
         writer.close()
     return [result for index in sorted(by_window) for result in by_window[index]]

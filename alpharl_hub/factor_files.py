@@ -100,11 +100,16 @@ class FactorWriter:
 class FactorFolder:
     """Reads the factors of an extract folder, one matrix at a time.
 
+    Args:
+        folder: what `extract` wrote.
+        num_steps: the number of checkpoints that its manifest lists.
+
     Raises:
         SourceError: a file is missing. HeaderError: one is no safetensors file.
+        ManifestError: a part of a matrix's factors is missing, or of another kind or shape.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, num_steps: int) -> None:
         self._store = LocalFolder(folder)
         self._refs: dict[str, TensorRef] = {}
         files = self._store.files()
@@ -118,6 +123,21 @@ class FactorFolder:
             header = parse_header(self._read(name, 8, 8 + length), size, where)
             for t in header.tensors:
                 self._refs[t.name] = TensorRef(t.name, t.dtype, t.shape, name, t.start, t.stop)
+        for matrix in self.names():
+            self._check(matrix, num_steps)
+
+    def _check(self, name: str, num_steps: int) -> None:
+        shapes = [r.shape if r and r.dtype == "F32" else () for r in self._fields(name)]
+        u, sigma, v, frobenius = shapes
+        good = len(u) == 3 and len(v) == 3 and sigma == u[:2] == v[:2] and u[1] > 0
+        if not good or frobenius != sigma[:1] or frobenius != (num_steps,):
+            raise ManifestError(
+                f"the factors of {name} are not u, sigma, v and frobenius of {num_steps} steps in "
+                "fp32; extract again"
+            )
+
+    def _fields(self, name: str) -> list[TensorRef | None]:
+        return [self._refs.get(f"{name}.{field}") for field in FIELDS]
 
     def _read(self, filename: str, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)
@@ -133,18 +153,12 @@ class FactorFolder:
         return self._refs[f"{name}.u"].shape[-1], self._refs[f"{name}.v"].shape[-1]
 
     def read(self, name: str) -> Factors:
-        """Read one matrix's factors.
-
-        Raises:
-            ManifestError: a part is missing, or not fp32.
-        """
-        u, sigma, v, frobenius = (self._tensor(name, field) for field in FIELDS)
+        """Read one matrix's factors."""
+        u, sigma, v, frobenius = (self._tensor(ref) for ref in self._fields(name))
         return Factors(u, sigma, v, frobenius)
 
-    def _tensor(self, name: str, field: str) -> torch.Tensor:
-        ref = self._refs.get(f"{name}.{field}")
-        if ref is None or ref.dtype != "F32":
-            raise ManifestError(f"the factors of {name} lack {field} in fp32; extract again")
+    def _tensor(self, ref: TensorRef | None) -> torch.Tensor:
+        assert ref is not None, "checked when the folder was opened"
         if ref.num_elements == 0:
             return torch.zeros(ref.shape)
         data = bytearray(self._read(ref.filename, ref.start, ref.stop))

@@ -10,15 +10,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from alpharl_hub.errors import WriteError
+from alpharl_hub.errors import FitError, WriteError
 from alpharl_hub.shards import write_error
 
 JOURNAL_NAME = "journal.jsonl"
 LOCK_NAME = "lock"
+RESULT_FOLDER = "result"
+"""Where inside the work folder the output is put together."""
 
 
 class Journal:
@@ -35,6 +39,10 @@ class Journal:
     def __init__(self, folder: Path, identity: Mapping[str, object]) -> None:
         self.folder = folder
         self._path = folder / JOURNAL_NAME
+        self._result = folder / RESULT_FOLDER
+        is_strange = self._result.exists() and not (folder / LOCK_NAME).exists()
+        if is_strange:
+            raise WriteError(f"{self._result}: not made by this tool; choose another --work-dir")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
@@ -43,6 +51,7 @@ class Journal:
         self._take_lock()
         try:
             self.results = self._read(identity)
+            self._result.mkdir(exist_ok=True)
             self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise write_error(self._path, error) from error
@@ -60,15 +69,22 @@ class Journal:
             raise WriteError(
                 f"{self.folder}: another process works there; wait for it, or choose another output"
             ) from error
+        if os.fstat(self._lock).st_nlink == 0:
+            os.close(self._lock)
+            raise WriteError(f"{self.folder}: another process has just finished there; look again")
 
     def _read(self, identity: Mapping[str, object]) -> dict[str, object]:
         """Read what an earlier start left, cutting off a line that it could not finish."""
-        if not self._path.exists():
-            return {}
-        records, good_bytes = _whole_records(self._path.read_bytes())
-        with open(self._path, "r+b") as file:
-            file.truncate(good_bytes)
-        if not records:
+        records: list[dict[str, object]] = []
+        good_bytes = 0
+        # Windows are done only as long as their bytes are there, and the other way round.
+        if self._path.exists() and self._result.exists():
+            records, good_bytes = _whole_records(self._path.read_bytes())
+        is_new = len(records) < 2  # nothing but the identity
+        if self._path.exists():
+            os.truncate(self._path, 0 if is_new else good_bytes)
+        if is_new:
+            shutil.rmtree(self._result, ignore_errors=True)
             return {}
         _require_same(self.folder, records[0].get("identity"), json.loads(_line(identity)))
         return {str(record["key"]): record["result"] for record in records[1:]}
@@ -95,6 +111,41 @@ class Journal:
         """Let go of the folder; what is in it stays for a later start."""
         self._file.close()
         os.close(self._lock)
+
+    def discard(self) -> None:
+        """Delete what is ours in the folder, then let go: it is delivered, or of no use.
+
+        A --work-dir may hold other things, which stay.
+        """
+        self._path.unlink(missing_ok=True)
+        shutil.rmtree(self._result, ignore_errors=True)
+        (self.folder / LOCK_NAME).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+        self.close()
+
+
+@contextmanager
+def open_journal(folder: Path, identity: Mapping[str, object]) -> Iterator[Journal]:
+    """Hold a work folder, new or as an earlier start left it.
+
+    It is deleted in the end, and after an error that the same start would only meet again; after
+    any other it stays, unless nothing was done yet.
+    """
+    journal = Journal(folder, identity)
+    is_useful = False
+    try:
+        yield journal
+    except FitError:
+        raise
+    except BaseException:
+        is_useful = bool(journal.results)
+        raise
+    finally:
+        if is_useful:
+            journal.close()
+        else:
+            journal.discard()
 
 
 def _line(record: Mapping[str, object]) -> str:

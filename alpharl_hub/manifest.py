@@ -58,6 +58,7 @@ class RunRecord:
     include: str | None
     exclude: str | None
     keep_repeats: bool
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)

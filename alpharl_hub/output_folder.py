@@ -14,9 +14,6 @@ from pathlib import Path
 from alpharl_hub.errors import ResourceError, WriteError
 from alpharl_hub.shards import write_error
 
-RESULT_FOLDER = "result"
-"""Where inside the work folder the output is put together."""
-
 _SPARE_BYTES = 16 << 20
 
 
@@ -46,8 +43,8 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 def work_folder_beside(output: Path) -> Path:
     """Return where a run with this output works."""
-    absolute = Path(os.path.abspath(output))
-    return absolute.parent / f".{absolute.name}.alpharl-hub"
+    real = Path(os.path.realpath(output))
+    return real.parent / f".{real.name}.alpharl-hub"
 
 
 def check_disk(folder: Path, needed_bytes: int) -> None:
@@ -71,6 +68,8 @@ def publish(result: Path, output: Path, overwrite: bool) -> None:
     Raises:
         WriteError: the name cannot be taken.
     """
+    # What is swapped is the folder itself, not a link to it, nor "." by that name.
+    output = Path(os.path.realpath(output))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         staged = _on_same_disk(result, output)

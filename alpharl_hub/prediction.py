@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from alpharl_hub.manifest import (
     TrustRecord,
     VersionsRecord,
 )
-from alpharl_hub.methods import Method, MethodOptions, Predictor, make_method
+from alpharl_hub.methods import Clock, Method, MethodOptions, Predictor, make_method
 from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.model_files import dtype_notice
 from alpharl_hub.prediction_plan import DTYPES, Decider, PredictionPlan, plan_prediction
@@ -110,7 +110,7 @@ def plan_subject(subject: Subject, options: PredictOptions) -> Setting:
     )
     method_options = MethodOptions(options.rescale, options.target.scale, options.fit_last)
     method = make_method(options.method, target.clock, method_options)
-    others = _others_method(options, target)
+    others = _others_method(subject, options, target)
     last_position = len(subject.trajectory.history) - 1
     decider = Decider(
         method=method,
@@ -132,12 +132,14 @@ def plan_subject(subject: Subject, options: PredictOptions) -> Setting:
     return Setting(subject, options, target, recipe, plan, notices)
 
 
-def _others_method(options: PredictOptions, target: ResolvedTarget) -> Method | None:
+def _others_method(
+    subject: Subject, options: PredictOptions, target: ResolvedTarget
+) -> Method | None:
     if options.others != "linear":
         return None
     assert target.step is not None, "every target has a step"
-    clock = replace(target.clock, target=target.step, by_score=False)
-    return make_method("linear", clock, MethodOptions())
+    # Of the checkpoints that are read, which with factors is the last one alone.
+    return make_method("linear", Clock(subject.trajectory.steps_T, target.step), MethodOptions())
 
 
 def _recipe(

@@ -27,6 +27,9 @@ from alpharl_hub.trajectory import CheckpointContents, TensorRef
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """What --dtype takes, by the code that safetensors has for it."""
 
+ANCHORS = ("base", "last")
+"""What --anchor takes: where the predicted update starts from."""
+
 OTHERS = ("last", "base", "linear")
 """What --others takes: where tensors out of the method's scope come from."""
 
@@ -58,7 +61,7 @@ class Decider:
         else:
             positions = {BASE, self.last_position}
             method = self.others if action == LINEAR else self.method
-            if self.factorised is None and method is not None:
+            if method is not None and (self.factorised is None or action == LINEAR):
                 positions |= set(method.observed)
         if probe and self.middle is not None:
             positions |= {BASE, self.middle, self.last_position}

@@ -79,7 +79,8 @@ def run_record(prepared: Prepared, options: ScopeOptions) -> RunRecord:
         private=trajectory.private,
         include=options.include,
         exclude=options.exclude,
-        keep_repeats=False,
+        keep_repeats=trajectory.keep_repeats,
+        lower_is_better=trajectory.scores is not None and trajectory.scores.lower_is_better,
     )
 
 

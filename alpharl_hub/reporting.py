@@ -86,7 +86,7 @@ def report_factors(folder: Path, manifest: Manifest) -> SpectralReport:
         tuple(scores) if len(scores) == len(records) else None,
         manifest.run.score_name,
     )
-    factors = FactorFolder(folder)
+    factors = FactorFolder(folder, len(records))
     modules = tuple(describe(name, factors.read(name), clockwork) for name in factors.names())
     return make_report(modules, clockwork, len(modules), manifest.trust, manifest.warnings)
 

@@ -89,14 +89,16 @@ class ShardWriter:
     def open(self) -> None:
         """Create the shards that do not exist yet and write their headers.
 
+        A shard that has its final name gives it back: only the caller knows whether it is whole.
+
         Raises:
             WriteError: the folder cannot be written.
         """
         for file in self.files.values():
-            if (self.folder / file.filename).exists():
-                continue
             path = self.folder / (file.filename + PARTIAL_SUFFIX)
             try:
+                if (self.folder / file.filename).exists():
+                    os.rename(self.folder / file.filename, path)
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
                 self._descriptors[file.filename] = descriptor
                 os.ftruncate(descriptor, file.num_bytes)
@@ -151,6 +153,6 @@ def write_at(descriptor: int, start: int, data: bytes | memoryview, path: Path) 
 def write_error(path: Path, error: OSError) -> WriteError:
     """Put an operating system's refusal to write into one line."""
     return WriteError(
-        f"{path}: cannot be written ({error.strerror}); make room or mend it, then start again "
+        f"{path}: cannot be written ({error.strerror or error}); make room or mend it, then start again "
         "with the same arguments to go on"
     )

@@ -51,6 +51,13 @@ def _refuse_constant(text: str) -> Any:
     raise ValueError(f"{text} is not JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:20]} is out of range")
+    return value
+
+
 def parse(text: str | bytes, where: str) -> Any:
     """Parse one JSON document without duplicate keys or NaN; `where` names it in errors.
 
@@ -61,7 +68,10 @@ def parse(text: str | bytes, where: str) -> Any:
         raise ManifestError(f"{where}: larger than {MAX_DOCUMENT_BYTES} bytes; not a file of ours")
     try:
         return json.loads(
-            text, object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant
+            text,
+            object_pairs_hook=_refuse_duplicates,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
         )
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{where}: not valid JSON ({error}); write it anew") from error

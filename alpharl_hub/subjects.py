@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from alpharl_hub.errors import ManifestError, SourceError
@@ -19,9 +20,11 @@ from alpharl_hub.manifest import (
     RunRecord,
     read_manifest,
 )
+from alpharl_hub.methods import METHODS
 from alpharl_hub.prediction import PredictOptions, Subject
+from alpharl_hub.prediction_plan import ANCHORS, DTYPES, OTHERS
 from alpharl_hub.preparation import Prepared, ScopeOptions, nearest_middle, prepare, run_record
-from alpharl_hub.scope import find_scope
+from alpharl_hub.scope import Scope, find_scope
 from alpharl_hub.scores import ScoreTable
 from alpharl_hub.sources.local_run import LocalRun, pin_folder
 from alpharl_hub.sources.opening import Opener, RunRequest
@@ -63,7 +66,15 @@ def read_folder_manifest(folder: Path) -> Manifest:
     manifest = read_manifest(path.read_bytes(), str(path))
     if manifest.kind != KIND_FACTORS:
         raise ManifestError(f"{path}: the manifest of a {manifest.kind}, not of extracted factors")
+    _check_steps(manifest.run, str(path))
     return manifest
+
+
+def _check_steps(run: RunRecord, where: str) -> None:
+    """Refuse checkpoints that no run of ours has: none, or steps that do not rise."""
+    steps = [-1 if record.step is None else record.step for record in run.checkpoints]
+    if not steps or steps[0] < 1 or any(b <= a for a, b in pairwise(steps)):
+        raise ManifestError(f"{where}: its checkpoints are not those of one run, in order of steps")
 
 
 def factor_subject(request: RunRequest) -> Subject:
@@ -80,8 +91,9 @@ def factor_subject(request: RunRequest) -> Subject:
     base, last = open_recorded(
         (run.base, run.checkpoints[-1]), Opener(request).client, _by_fingerprint(places)
     )
-    factors = FactorFolder(folder)
+    factors = FactorFolder(folder, len(run.checkpoints))
     scope = find_scope(base, (last,), run.include, run.exclude)
+    _require_same_shapes(factors, scope)
     return Subject(
         trajectory=_trajectory(run, base, (last,)),
         scope=scope,
@@ -96,6 +108,16 @@ def factor_subject(request: RunRequest) -> Subject:
     )
 
 
+def _require_same_shapes(factors: FactorFolder, scope: Scope) -> None:
+    names = frozenset(factors.names())
+    for tensor in scope.tensors:
+        if tensor.name in names and factors.shape(tensor.name) != tensor.last.shape:
+            raise ManifestError(
+                f"the factors of {tensor.name} are those of {list(factors.shape(tensor.name))}, "
+                f"not of {list(tensor.last.shape)}; extract again"
+            )
+
+
 def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictOptions]:
     """Open the checkpoints that a model's manifest names, and the options it was made with.
 
@@ -107,13 +129,15 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
     if manifest.kind != KIND_MODEL or manifest.method is None:
         raise ManifestError(f"{path}: the manifest of {manifest.kind}, not of a predicted model")
     run = manifest.run
+    _check_steps(run, str(path))
+    wanted = _options(manifest.method, str(path))
     base, *history = open_recorded(
         (run.base, *run.checkpoints), Opener(request).client, _by_step(run, request)
     )
     options = ScopeOptions(run.include, run.exclude, force=True)
     prepared = prepare(_trajectory(run, base, history), options, stop_on_wrong_base=False)
     subject = trajectory_subject(prepared, options)
-    return replace(subject, run=run, scores_T=_scores(run)), _options(manifest.method)
+    return replace(subject, run=run, scores_T=_scores(run)), wanted
 
 
 def _by_fingerprint(places: Mapping[str, str]) -> FindLocal:
@@ -135,6 +159,8 @@ def _by_step(run: RunRecord, request: RunRequest) -> FindLocal:
             )
         if record == run.base and request.base is not None:
             return pin_folder(request.base)
+        if record.step is None:
+            raise ManifestError(f"{record.source} was a local folder; name it with --base")
         source = LocalRun(request.run)
         for checkpoint in source.list_steps().checkpoints:
             if checkpoint.step == record.step:
@@ -157,11 +183,18 @@ def _trajectory(
         listed=tuple(contents.checkpoint for contents in history),
         selected_steps=tuple(by_step),
         history=tuple(history),
-        scores=ScoreTable(run.score_name, scores, MANIFEST_NAME) if run.score_name else None,
+        scores=_score_table(run, scores),
         private=run.private,
         card=None,
         notices=(),
+        keep_repeats=run.keep_repeats,
     )
+
+
+def _score_table(run: RunRecord, scores: Mapping[int, float]) -> ScoreTable | None:
+    if run.score_name is None:
+        return None
+    return ScoreTable(run.score_name, scores, MANIFEST_NAME, run.lower_is_better)
 
 
 def _steps(run: RunRecord) -> tuple[int, ...]:
@@ -173,7 +206,17 @@ def _scores(run: RunRecord) -> tuple[float, ...] | None:
     return tuple(found) if len(found) == len(run.checkpoints) else None
 
 
-def _options(method: MethodRecord) -> PredictOptions:
+def _options(method: MethodRecord, where: str) -> PredictOptions:
+    for key, value, known in (
+        ("name", method.name, METHODS),
+        ("anchor", method.anchor, ANCHORS),
+        ("others", method.others, OTHERS),
+        ("dtype", method.dtype, (None, *DTYPES)),
+    ):
+        if value not in known:
+            raise ManifestError(f"{where}: method.{key} {value!r} is not known to this version")
+    if not 0 < method.damping <= 1:
+        raise ManifestError(f"{where}: method.damping {method.damping:g} is not above 0 up to 1")
     by_score = method.target_score is not None
     by_scale = method.scale is not None
     return PredictOptions(

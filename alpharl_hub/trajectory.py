@@ -133,8 +133,8 @@ class Trajectory:
     """One run: a base and its checkpoints in the order of steps.
 
     `listed` are all steps that were found; `history` those that were selected, without repeats of
-    identical weights; `layout` is branches, tags, folders, local or single; `card` is the text
-    of the run's own README.md.
+    identical weights (unless `keep_repeats`); `layout` is branches, tags, folders, local or single;
+    `card` is the text of the run's own README.md.
     """
 
     layout: str
@@ -148,6 +148,7 @@ class Trajectory:
     private: bool
     card: str | None
     notices: tuple[Notice, ...]
+    keep_repeats: bool = False
 
     @property
     def steps_T(self) -> tuple[int, ...]:

@@ -92,6 +92,7 @@ _FORKING_SCRIPT = """
 import json, os, resource, runpy, signal, sys, traceback
 import alpharl_hub.cli, alpharl_hub.pipeline
 
+print("ready", flush=True)
 for line in sys.stdin:
     wanted = json.loads(line)
     child = os.fork()
@@ -134,7 +135,7 @@ class Commands:
     """
 
     def __init__(self, folder: Path, endpoint: str, home: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._num_started = 0
         self.home = home
         home.mkdir(parents=True, exist_ok=True)
@@ -148,6 +149,10 @@ class Commands:
             text=True,
             env={**child_environment(endpoint, home), **ours},
         )
+        assert self._server.stdout is not None
+        if self._server.stdout.readline() != "ready\n":
+            self.close()
+            raise AssertionError("alpharl_hub cannot be imported: see stderr")
 
     def run(
         self,
@@ -162,11 +167,11 @@ class Commands:
         With `max_file_bytes` the kernel refuses to make any file longer than that.
         """
         self._num_started += 1
-        stdout, stderr = (self._folder / f"{name}-{self._num_started}" for name in ("out", "err"))
+        stdout, stderr = (self.folder / f"{name}-{self._num_started}" for name in ("out", "err"))
         wanted = {
             "args": [str(arg) for arg in args],
             "env": variables if token is None else {**variables, "HF_TOKEN": token},
-            "cwd": str(cwd or self._folder),
+            "cwd": str(cwd or self.folder),
             "stdout": str(stdout),
             "stderr": str(stderr),
             "max_file_bytes": max_file_bytes,

@@ -78,17 +78,18 @@ def test_left_out_predictions_are_those_of_refits_by_scikit_learn(num_rows, widt
     assert q2 == pytest.approx(1 - press / total, rel=1e-7, abs=1e-7)
 
 
-@pytest.mark.parametrize("outlier", [0.7, 12.3, 1e3, 3e5])
-def test_columns_that_only_one_row_moves_are_refitted_plainly(outlier):
+@pytest.mark.parametrize("outlier", [0.7, 12.3, 1e3])
+def test_a_column_that_only_one_row_moves_is_refitted_plainly(outlier):
     """Without that row the column is constant, and sums over all rows would leave only rounding."""
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=(6, 9)).astype(np.float32)
-    x[:, 2:6] = rng.normal(size=4)
-    x[2, 2:6] *= outlier
-    response = np.array([1.0, 2.0, 4.0, 5.0, 9.0, 10.0])
-    expected = sklearn_left_out(x, response)
-    found = leave_one_out_predictions(torch.from_numpy(x), response.tolist()).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(6, 9)).astype(np.float32)
+        x[:, 2] = rng.normal()
+        x[2, 2] *= outlier
+        response = np.cumsum(rng.uniform(1, 9, 6))
+        expected = sklearn_left_out(x, response)
+        found = leave_one_out_predictions(torch.from_numpy(x), response.tolist()).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_a_matrix_that_moved_in_one_checkpoint_only_predicts_the_mean_there():

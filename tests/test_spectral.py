@@ -112,7 +112,7 @@ def test_small_matrices_of_any_scale_have_the_singular_values_of_numpy(
     np.testing.assert_allclose(stretched, found.sigma_R.double().numpy(), atol=2e-6 * s[0])
 
 
-@pytest.mark.parametrize("entry", [1e-30, 1e30, 1e-40])
+@pytest.mark.parametrize("entry", [1e-40, 1e-30, 1e-22, 1e-20, 1e18, 1e30])
 def test_entries_at_the_ends_of_fp32_are_scaled_first(entry):
     """Squares of these entries leave fp32; sigma and vectors do not suffer."""
     delta = as_fp32(entry * planted(30, 40, [1.0, *tail(0.5, 0.9, 20)]))

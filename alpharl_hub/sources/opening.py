@@ -118,6 +118,7 @@ def open_trajectory(request: RunRequest) -> Trajectory:
         private=any(contents.store.is_private() for contents in (base, *kept)),
         card=source.card_text(kept[-1].checkpoint),
         notices=(*listing.notices, *aside, *_tell_selection(request, steps, opened), *notices),
+        keep_repeats=request.keep_repeats,
     )
 
 
