@@ -168,16 +168,22 @@ def _whole_records(data: bytes) -> tuple[list[dict[str, object]], int]:
 def _require_same(folder: Path, found: object, wanted: object) -> None:
     if found == wanted:
         return
-    old = found if isinstance(found, dict) else {}
-    new = wanted if isinstance(wanted, dict) else {}
-    differing = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    shown = "; ".join(
-        f"{key} was {_short(old.get(key))}, is {_short(new.get(key))}" for key in differing[:3]
-    )
+    shown = "; ".join(_differences(found, wanted, "")[:3])
     raise WriteError(
         f"{folder}: holds an unfinished run with other arguments ({shown}); start with those to go "
         "on, or delete the folder to begin anew"
     )
+
+
+def _differences(old: object, new: object, where: str) -> list[str]:
+    """Say what differs, by the innermost names that do."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in sorted({*old, *new})
+            for line in _differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+        ]
+    return [] if old == new else [f"{where} was {_short(old)}, is {_short(new)}"]
 
 
 def _short(value: object) -> str:

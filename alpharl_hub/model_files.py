@@ -57,15 +57,22 @@ class CopiedFile:
         return bytes(buffer)
 
 
+def described_by(last: CheckpointContents, base: CheckpointContents) -> CheckpointContents:
+    """Return whose files describe the model: the last checkpoint's, beside its weights.
+
+    A trainer that writes weights only (prime-rl) leaves none; then they are the base's.
+    """
+    return last if last.config else base
+
+
 def copied_files(
     last: CheckpointContents, base: CheckpointContents, dtype: str | None
 ) -> tuple[CopiedFile, ...]:
-    """Choose the files that describe the model: those beside the last checkpoint's weights.
+    """Choose the files that describe the model.
 
-    A trainer that writes weights only (prime-rl) leaves none; then they are the base's. `dtype` is
-    the safetensors code asked for, which config.json then names.
+    `dtype` is the safetensors code asked for, which config.json then names.
     """
-    source = last if last.config else base
+    source = described_by(last, base)
     weights = {source.path_of(f.filename) for f in source.weight_files}
     prefix = source.path_of("")
     found = []

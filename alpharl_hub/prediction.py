@@ -29,7 +29,7 @@ from alpharl_hub.manifest import (
 )
 from alpharl_hub.methods import Clock, Method, MethodOptions, Predictor, make_method
 from alpharl_hub.methods.alpharl import AlphaRL
-from alpharl_hub.model_files import dtype_notice
+from alpharl_hub.model_files import described_by, dtype_notice
 from alpharl_hub.prediction_plan import DTYPES, Decider, PredictionPlan, plan_prediction
 from alpharl_hub.push import DEFAULT_BRANCH
 from alpharl_hub.records import ask_of, pool_rounding, pool_trust, tensor_records, trust_record
@@ -127,7 +127,7 @@ def plan_subject(subject: Subject, options: PredictOptions) -> Setting:
     notices = (
         *subject.notices,
         *target.notices,
-        *dtype_notice(subject.last, dtype or subject.last.dtype),
+        *dtype_notice(described_by(subject.last, trajectory.base), dtype or subject.last.dtype),
     )
     return Setting(subject, options, target, recipe, plan, notices)
 

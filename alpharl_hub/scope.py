@@ -134,7 +134,8 @@ def _require_same_shape(
     if ref.shape != other.shape:
         raise TrajectoryError(
             f"{ref.name}: shape {list(ref.shape)} in {last.checkpoint.label} but "
-            f"{list(other.shape)} in {contents.checkpoint.label}; these are not one run"
+            f"{list(other.shape)} in {contents.checkpoint.label}; these are not one run, name "
+            "another --base or leave a checkpoint out with --steps"
         )
 
 
@@ -153,7 +154,9 @@ def _search(option: str, expression: str, name: str) -> bool:
     try:
         return re.search(expression, name) is not None
     except re.error as error:
-        raise TrajectoryError(f"{option} {expression}: no regular expression ({error})") from error
+        raise TrajectoryError(
+            f"{option} {expression}: no regular expression ({error}); mend it"
+        ) from error
 
 
 def _refuse_strangers(
@@ -178,7 +181,7 @@ def _refuse_strangers(
         f"{last.checkpoint.label} and its base {base.checkpoint.label} share "
         f"{len(here & there)} of {max(len(here), len(there))} matrices: "
         f"{', '.join(only_here[:2]) or 'nothing'} here, {', '.join(only_there[:2]) or 'nothing'} "
-        f"there; {f'one side carries the prefix {hint}' if hint else 'name another --base'}"
+        f"there; {f'one side carries the prefix {hint}, ' if hint else ''}name another --base"
     )
 
 

@@ -153,6 +153,6 @@ def write_at(descriptor: int, start: int, data: bytes | memoryview, path: Path) 
 def write_error(path: Path, error: OSError) -> WriteError:
     """Put an operating system's refusal to write into one line."""
     return WriteError(
-        f"{path}: cannot be written ({error.strerror or error}); make room or mend it, then start again "
-        "with the same arguments to go on"
+        f"{path}: cannot be written ({error.strerror or error}); make room or mend it, then start "
+        "again with the same arguments to go on"
     )

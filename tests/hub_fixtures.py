@@ -142,12 +142,13 @@ class Commands:
         root = Path(alpharl_hub.__file__).parents[1]
         ours = {"HOME": str(home), "TMPDIR": str(home)}
         ours |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        self.environment = {**child_environment(endpoint, home), **ours}
         self._server = subprocess.Popen(
             [sys.executable, "-c", _FORKING_SCRIPT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**child_environment(endpoint, home), **ours},
+            env=self.environment,
         )
         assert self._server.stdout is not None
         if self._server.stdout.readline() != "ready\n":

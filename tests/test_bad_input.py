@@ -101,13 +101,13 @@ def break_header(data: bytearray) -> None:
 
 
 def overlap_tensors(data: bytearray) -> None:
-    """Let the first tensor begin where another one lies."""
+    """Say of the last tensor that it lies where the first one does."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     names = [name for name in header if name != "__metadata__"]
     one, other = names[0], names[-1]
-    header[one]["data_offsets"] = header[other]["data_offsets"]
-    data[8 : 8 + length] = json.dumps(header).encode().ljust(length)[:length]
+    header[other]["data_offsets"] = header[one]["data_offsets"]
+    data[8 : 8 + length] = json.dumps(header, separators=(",", ":")).encode().ljust(length)
 
 
 def claim_much(data: bytearray) -> None:
@@ -245,7 +245,7 @@ def fill_hub(hub: LocalHub, root: Path, run: Run) -> None:
 class Case:
     """What is typed after the command, and words of the line that comes back.
 
-    A `{}` stands for nothing; `only` names the commands that it is bad for, `token` is HF_TOKEN.
+    `only` names the commands that it is bad for, `token` is HF_TOKEN.
     """
 
     arguments: str
@@ -277,10 +277,11 @@ CASES = {
         "lab/private --base ./base", ("lab/private: no such repo",), token=BOB
     ),
     "gated without token": Case(
-        "lab/gated --base ./base", ("lab/gated@step_", "config.json", "token that may read it")
+        "lab/gated --base ./base",
+        ("lab/gated@step_", "config.json", "ask for access on its page, then pass"),
     ),
     "gated, a stranger's token": Case(
-        "lab/gated --base ./base", ("lab/gated@step_", "check that your token may"), token=BOB
+        "lab/gated --base ./base", ("lab/gated@step_", "ask for access on its page"), token=BOB
     ),
     "bad token": Case(
         HUB_RUN, ("lab/run: the Hub does not know this token; make a new one",), token="hf_no"
@@ -322,7 +323,7 @@ CASES = {
     "hidden parent folder": Case("lab/run@a%2F..%2Fb --base ./base", ("`..` has no place",)),
     "data set": Case("hf://datasets/lab/run --base ./base", ("a dataset; only model repos",)),
     "other site": Case("https://example.com/lab/run --base ./base", ("neither a folder here",)),
-    "no name": Case("run{} --base ./base", ("run{}: neither a folder here nor ORG/NAME",)),
+    "no name": Case("gpt2 --base ./base", ("gpt2: neither a folder here nor ORG/NAME",)),
     "odd name": Case("lab/a--b --base ./base", ("lab/a--b: neither a folder here nor",)),
     "control characters": Case("lab/a\x1b[2J --base ./base", ("lab/a\\x1b[2J: neither",)),
     "step that is not there": Case(
@@ -355,10 +356,12 @@ CASES = {
         (Q_PROJ, "[16, 16] in run/step_40", "[16, 8] in narrow-base", "not one run"),
     ),
     "shape of a checkpoint": Case(
-        "./narrow --base ./base", (Q_PROJ, "[8, 16] in narrow/step_40", "[16, 16] in base")
+        "./narrow --base ./base",
+        (Q_PROJ, "[8, 16] in narrow/step_40", "[16, 16] in base", "--steps"),
     ),
     "names of the base": Case(
-        "./run --base ./prefixed-base", ("share 0 of 14 matrices", "carries the prefix module.")
+        "./run --base ./prefixed-base",
+        ("share 0 of 14 matrices", "carries the prefix module., name another --base"),
     ),
     "no language model": Case("./embeddings --base ./vision", ("no matrix in scope",)),
     "quantized by config": Case(
@@ -392,7 +395,7 @@ CASES = {
     ),
     "empty file": Case("./empty --base ./base", ("empty/step_40: model.safetensors: 0 bytes",)),
     "endless header": Case("./endless --base ./base", ("claims a header of 1099511627776 bytes",)),
-    "overlapping tensors": Case("./overlap --base ./base", ("overlap/step_40: model.safe",)),
+    "overlapping tensors": Case("./overlap --base ./base", ("overlap/step_40", "damaged")),
     "not a number": Case("./nan --base ./base", ("nan/step_40", UP_PROJ, "[3, 5]"), only=READING),
     "target before the history": Case(
         "./run --base ./base --steps 20- --target-step 15",
@@ -405,7 +408,7 @@ CASES = {
         only=PREDICT,
     ),
     "one checkpoint": Case(
-        "./run --base ./base --steps 40 --target-step 80", ("two",), only=PREDICT
+        "./run --base ./base --steps 40 --target-step 80", ("at least 2 checkpoints",), only=PREDICT
     ),
     "no scores": Case(
         "./run --base ./base --target-score 0.9",
@@ -423,13 +426,21 @@ CASES = {
         only=PREDICT,
     ),
     "a score is missing": Case(
-        "./run --base ./base --scores gap.json --target-score 0.9", ("30",), only=PREDICT
+        "./run --base ./base --scores gap.json --target-score 0.9",
+        ("--target-score needs the score of every checkpoint",),
+        only=PREDICT,
     ),
     "scores of other steps": Case(
-        "./run --base ./base --scores strangers.json --target-score 0.9", ("10",), only=PREDICT
+        "./run --base ./base --scores strangers.json --target-score 0.9",
+        ("--target-score needs the score of every checkpoint",),
+        only=PREDICT,
     ),
-    "scores that are words": Case("./run --base ./base --scores words.csv", ("words.csv: no number",)),
-    "two columns of scores": Case("./run --base ./base --scores two.csv", ("--score-key: 'a', 'b'",)),
+    "scores that are words": Case(
+        "./run --base ./base --scores words.csv", ("words.csv: no number",)
+    ),
+    "two columns of scores": Case(
+        "./run --base ./base --scores two.csv", ("--score-key: 'a', 'b'",)
+    ),
     "empty scores": Case("./run --base ./base --scores empty.json", ("empty.json",)),
     "unknown score key": Case(
         "./run --base ./base --scores two.csv --score-key c", ("two.csv: no key 'c'; it has 'a',",)

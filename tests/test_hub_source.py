@@ -1,6 +1,9 @@
 """Runs on a Hub, read over real HTTP by real commands; the Hub's own counters are the witness."""
 
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -171,6 +174,7 @@ RUNS = {
     "hf://lab/padded": ("branches", "step_{step}"),
     "https://huggingface.co/lab/padded": ("branches", "step_{step}"),
     "ENDPOINT/lab/padded": ("branches", "step_{step}"),
+    "ENDPOINT/lab/padded/tree/step_{step}": ("branches", "step_{step}"),
     "lab/open-r1": ("branches", "main-step-{step}"),
     "lab/tags": ("tags", "step-{step}"),
     "lab/tags@step-{step}": ("tags", "step-{step}"),
@@ -413,7 +417,8 @@ def test_no_byte_twice_and_no_weights_on_disk(
     plan = commands.run("inspect", "lab/wide", "--base", "lab/wide-base", "--json").answer["plan"]
     hub.clear_log()
     options = {"cwd": work, "max_file_bytes": limit}
-    predict(commands, work / "out", "lab/wide", "--base", "lab/wide-base", **options)
+    found = predict(commands, work / "out", "lab/wide", "--base", "lab/wide-base", **options)
+    assert found == predict(commands, tmp_path / "local", *wide.arguments())
 
     served: dict[tuple[str | None, str | None, str | None], list[tuple[int, int]]] = {}
     for record in weight_answers(hub):
@@ -474,6 +479,21 @@ def test_no_answer_is_longer_than_64_mib(
     assert sum(sizes) > 80 << 20
     assert max(sizes) <= LARGEST_ANSWER_BYTES
     assert torch.equal(load_model(tmp_path / "out")[EMBEDDING], tensors[EMBEDDING])
+
+
+def test_extracted_factors_spare_the_history(
+    hub: LocalHub, commands: Commands, run: Run, tmp_path: Path
+) -> None:
+    """A prediction from a folder of factors reads base and last checkpoint, at their commits."""
+    arguments = ("lab/run", "--base", "lab/base")
+    done = commands.run("extract", *arguments, "-o", tmp_path / "factors")
+    assert done.code == 0, done.stderr
+    direct = predict(commands, tmp_path / "direct", *arguments)
+    hub.clear_log()
+    assert predict(commands, tmp_path / "out", str(tmp_path / "factors")) == direct
+    read = {(record.repo, record.revision) for record in weight_answers(hub)}
+    last = hub.refs("lab/run")["refs/heads/step_40"]
+    assert read == {("lab/base", hub.refs("lab/base")["refs/heads/main"]), ("lab/run", last)}
 
 
 def test_a_repo_of_many_branches_costs_by_what_is_selected(
@@ -552,8 +572,8 @@ def test_trouble_on_the_way_changes_nothing(
 def test_signed_addresses_that_expire_are_renewed(
     run: Run, local_digest: str, tmp_path: Path
 ) -> None:
-    """An address that has grown old between two ranges is asked for again."""
-    with LocalHub(tmp_path / "hub", signed_url_lifetime_s=3.0) as hub:
+    """An address that has grown old is asked for again; here listings have pages of two, too."""
+    with LocalHub(tmp_path / "hub", signed_url_lifetime_s=3.0, page_size=2) as hub:
         add_base(hub, "lab/base", run)
         add_branches(hub, "lab/run", run)
         hub.add_fault(Fault(".safetensors", "slow", origin="storage", skip=25, seconds=3.5))
@@ -600,3 +620,49 @@ def test_what_no_repetition_mends_ends_at_once(
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def start(commands: Commands, *args: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start `python -m alpharl_hub` as a shell would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "alpharl_hub", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**commands.environment, **variables},
+        cwd=commands.folder,
+    )
+
+
+def test_a_wait_is_told_and_ends_with_ctrl_c(hub: LocalHub, commands: Commands, run: Run) -> None:
+    """A minute that the server asked for is not sat out once the user has had enough."""
+    busy = (("Retry-After", "60"),)
+    hub.add_fault(Fault("/lab/run/tree/", "status", times=9, status=429, headers=busy))
+    with start(commands, "inspect", "lab/run", "--base", "lab/base") as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("waiting 60 s: lab/run@")
+        started_s = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - started_s < 5
+    assert (process.returncode, stdout) == (130, "")
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "lab/run: HF_HUB_OFFLINE is set; unset it, or name local"),
+        ({"HF_ENDPOINT": "ftp://localhost"}, "HF_ENDPOINT: its address is not one of the web"),
+    ],
+)
+def test_settings_that_lead_nowhere(
+    commands: Commands, run: Run, variables: dict[str, str], words: str
+) -> None:
+    """The offline switch, and an address that no Hub can have, end at once with one line."""
+    with start(commands, "inspect", "lab/run", "--base", "lab/base", **variables) as process:
+        stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (1, "")
+    (line,) = stderr.splitlines()
+    assert words in line

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from alpharl_hub.errors import FitError, SourceError, WriteError
+from alpharl_hub.errors import FitError, ResourceError, SourceError, WriteError
 from alpharl_hub.journal import JOURNAL_NAME, RESULT_FOLDER, Journal, open_journal
-from alpharl_hub.output_folder import check_output, publish
+from alpharl_hub.output_folder import check_disk, check_output, publish
 
 IDENTITY = {"run": {"steps": [1, 2]}, "method": "alpharl"}
 
@@ -42,7 +42,7 @@ def test_every_truncation_keeps_the_whole_lines(tmp_path: Path) -> None:
     path = fill(tmp_path)
     data = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(data) if byte == ord("\n")]
-    for length in range(len(data) + 1):
+    for length in sorted({*range(0, len(data), 9), *ends, *(end - 1 for end in ends)}):
         path.write_bytes(data[:length])
         num_whole = max(0, sum(end <= length for end in ends) - 1)
         assert list(read(tmp_path)) == [f"window {i}" for i in range(num_whole)]
@@ -67,8 +67,8 @@ def test_other_runs_are_refused_by_what_differs(tmp_path: Path) -> None:
     fill(tmp_path)
     with pytest.raises(WriteError, match=r'method was "alpharl", is "linear"'):
         Journal(tmp_path, {**IDENTITY, "method": "linear"})
-    with pytest.raises(WriteError, match=r"device was null, is 1"):
-        Journal(tmp_path, {**IDENTITY, "device": 1})
+    with pytest.raises(WriteError, match=r"\(device was null, is 1; run\.steps was \[1, 2\], is 7"):
+        Journal(tmp_path, {**IDENTITY, "device": 1, "run": {"steps": 7}})
     assert len(read(tmp_path)) == 3
 
 
@@ -207,3 +207,10 @@ def test_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(WriteError, match="is no folder"):
             check_output(tmp_path / "file", overwrite)
+
+
+def test_disk_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    """More bytes than the disk has free are refused with both numbers, wherever below it."""
+    with pytest.raises(ResourceError, match="1e\\+06 GB are needed"):
+        check_disk(tmp_path / "not" / "there", 10**15)
+    check_disk(tmp_path / "not" / "there", 1000)

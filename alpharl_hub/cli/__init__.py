@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from typing import Any
 
 import click
@@ -31,6 +32,9 @@ class AlphaRLGroup(click.Group):
             if os.environ.get(DEBUG_VARIABLE):
                 raise
             raise click.ClickException(escape_text(" ".join(str(error).split()))) from error
+        except KeyboardInterrupt:
+            # Before a command listens to signals itself, while torch is imported.
+            raise SystemExit(128 + signal.SIGINT) from None
 
 
 @click.group(cls=AlphaRLGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -106,7 +106,10 @@ def refusal(
     words = _server_words(response, secrets)
     message = f"{wanted.what}: {host_of(url)} answered {response.status}"
     message += f" ({words})" if words else ""
-    message += "; " + _NEXT_STEPS.get(response.status, "check the endpoint")
+    if response.headers.get("X-Error-Code") == "GatedRepo":
+        message += "; ask for access on its page, then pass your token"
+    else:
+        message += "; " + _NEXT_STEPS.get(response.status, "check the endpoint")
     if response.status in (401, 403):
         return Refused(message)
     return SourceError(message) if response.status >= 400 else RangeReadError(message)

@@ -97,7 +97,7 @@ class HubClient:
                     raise refusal(error, what, self.has_token()) from error
                 reason = f"the Hub answered {error.response.status_code}"
                 wait_s = asked_wait_s(error.response.headers)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 reason, wait_s = f"{self.endpoint} is out of reach ({type(error).__name__})", 0.0
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
                 raise self._no_hub(what) from error
@@ -115,7 +115,7 @@ class HubClient:
     def refs(self, repo: str) -> RepoRefs:
         """List branches and tags once, in one request."""
         if repo not in self._refs:
-            found = self._get(repo, f"{self.endpoint}/api/models/{repo}/refs").json()
+            found, _ = self._get(repo, f"{self.endpoint}/api/models/{repo}/refs")
             if not isinstance(found, dict):
                 raise self._no_hub(repo)
             branches, tags = (
@@ -162,29 +162,25 @@ class HubClient:
     def _pages(self, what: str, path: str, repo: str, query: str) -> Iterator[Rows]:
         url = f"{self.endpoint}/api/models/{repo}/{path}"
         while True:
-            response = self._get(what, f"{url}?{query}" if query else url)
-            yield self._rows(response.json(), what)
-            following = response.links.get("next", {}).get("url")
+            rows, following = self._get(what, f"{url}?{query}" if query else url)
+            yield self._rows(rows, what)
             if following is None:
                 return
             # Of the link only the query counts: a mirror may send on to the Hub that it mirrors,
             # and the token is for this one.
             query = urlsplit(following).query
 
-    def _get(self, what: str, url: str) -> Any:
-        """Ask for a JSON document; the answer is the response, parsed once to see that it can be.
+    def _get(self, what: str, url: str) -> tuple[object, str | None]:
+        """Ask for a JSON document; the answer is (document, where the next page is)."""
 
-        The client's session has no timeout of its own.
-        """
-
-        def question() -> Any:
+        def question() -> tuple[object, str | None]:
             headers = build_hf_headers(
                 token=self.token, library_name="alpharl-hub", library_version=__version__
             )
+            # The client's session has no timeout of its own.
             response = get_session().get(url, headers=headers, timeout=_TIMEOUT_S)
             hf_raise_for_status(response)
-            response.json()
-            return response
+            return response.json(), response.links.get("next", {}).get("url")
 
         return self.ask(what, question)
 
@@ -246,7 +242,9 @@ def refusal(error: HfHubHTTPError, what: str, has_token: bool) -> SourceError:
         )
         return SourceError(f"{what}: no such repo; check the name ({hint})")
     if isinstance(error, RevisionNotFoundError):
-        return SourceError(f"{what}: no such revision, or it was deleted; list the run again")
+        return SourceError(
+            f"{what}: no such revision, or it was deleted; check its branches and tags"
+        )
     status = error.response.status_code
     if status == 401:
         return SourceError(

@@ -43,7 +43,7 @@ def parse_place(text: str) -> RepoPlace:
         parsed = parse_hf_uri(uri.replace(PLACEHOLDER, _STAND_IN), endpoint=constants.ENDPOINT)
         validate_repo_id(parsed.id)
     except (HfUriError, HFValidationError) as error:
-        reason = str(error).splitlines()[0].replace(_STAND_IN, PLACEHOLDER)
+        reason = str(error).splitlines()[0].strip().replace(_STAND_IN, PLACEHOLDER)
         raise SourceError(
             f"{text}: neither a folder here nor ORG/NAME[@REVISION][/FOLDER] on the Hub ({reason})"
         ) from error
