@@ -32,6 +32,9 @@ PREDICTED, COPIED, FROM_BASE, LINEAR = "predicted", "copied", "base", "linear"
 PROCESS_BYTES = 300_000_000
 """The process itself with torch loaded; resident, measured with torch 2.13 on the CPU."""
 
+ALLOCATOR_OVERHEAD = 1.1
+"""Blocks that were freed and not given back (glibc); up to 4 % were measured."""
+
 READERS_BYTES = 8 * (1 << 20)
 """Sockets' and threads' buffers."""
 
@@ -228,24 +231,40 @@ def read_once(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
     return tuple(dict.fromkeys(refs))
 
 
-def window_memory_bytes(window: Window, num_deltas_held: int) -> int:
+def window_memory_bytes(window: Window, num_deltas_held: int, next_bytes: int) -> int:
     """Bound what one worker holds for a window.
 
-    Three readings as stored (the one at work, the next, and the one on the wire), the base and the
-    middle one as stored, the outputs; for the largest part the delta, and what is predicted at the
-    target and at the last step, in fp32; besides what the method keeps, and a chunk at rounding.
+    As stored: the base, the last reading and, where the direction is probed, the middle one; and
+    two more, which are read ahead and are in the end those of a later window (`next_bytes` each).
+    In fp32: what the methods keep; of the largest part that is computed what is predicted at the
+    target and at the last step (the delta before that is one of them), and chunks at rounding.
+    One output, twice.
     """
-    stored = sum(part_bytes(part) for part in window.parts)
-    output = sum(part.output.num_bytes for part in window.parts if part.output)
-    largest = max(part.num_elements for part in window.parts)
-    held = num_deltas_held * sum(4 * part.num_elements for part in window.parts)
+    sizes = sorted((_reading_bytes(window, p) for p in window.positions), reverse=True)
+    num_kept = 3 if any(part.probe for part in window.parts) else 2
+    stored = max(sum(sizes[: num_kept + 2]), sum(sizes[:num_kept]) + 2 * next_bytes)
+    predicted = [part.num_elements for part in window.parts if part.action == PREDICTED]
+    linear = [part.num_elements for part in window.parts if part.action == LINEAR]
+    held = 4 * (num_deltas_held * sum(predicted) + sum(linear))
+    largest = max(predicted + linear, default=0)
     rounding = 6 * 4 * min(largest, ROUNDED_ELEMENTS)
-    return 5 * stored + output + held + 3 * 4 * largest + rounding
+    output = 2 * max(part.output.num_bytes if part.output else 0 for part in window.parts)
+    return stored + held + 2 * 4 * largest + rounding + output
+
+
+def _reading_bytes(window: Window, position: int) -> int:
+    return sum(ref.num_bytes for _, ref in window.reads_at(position))
 
 
 def peak_memory_bytes(
     windows: Sequence[Window], num_workers: int, num_deltas_held: int, kept_bytes: int
 ) -> int:
     """Bound the resident memory of the whole process."""
-    needs = sorted((window_memory_bytes(w, num_deltas_held) for w in windows), reverse=True)
-    return PROCESS_BYTES + READERS_BYTES + kept_bytes + sum(needs[:num_workers])
+    needs, next_bytes = [], 0
+    for window in reversed(windows):
+        needs.append(window_memory_bytes(window, num_deltas_held, next_bytes))
+        largest = max((_reading_bytes(window, p) for p in window.positions), default=0)
+        next_bytes = max(next_bytes, largest)
+    needs.sort(reverse=True)
+    working_bytes = int(ALLOCATOR_OVERHEAD * sum(needs[:num_workers]))
+    return PROCESS_BYTES + READERS_BYTES + kept_bytes + working_bytes

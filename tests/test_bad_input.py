@@ -1,6 +1,7 @@
 """Bad input: exit 1, one line that names the thing and the next action, and nothing left behind."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -321,6 +322,18 @@ CASES = {
     "two numbers": Case("lab/run@a{step}/{step} --base ./base", ("stands more than once",)),
     "parent folder": Case("lab/run/../run --base ./base", ("`..` has no place",)),
     "hidden parent folder": Case("lab/run@a%2F..%2Fb --base ./base", ("`..` has no place",)),
+    "nothing": Case("'' --base ./base", ("an empty text names neither a folder nor a repo",)),
+    "nothing as base": Case("./run --base ''", ("an empty text names neither",)),
+    "file": Case(
+        f"run/step_10/{SINGLE} --base ./base", ("model.safetensors: a file; name the folder that",)
+    ),
+    "file as base": Case(f"./run --base base/{SINGLE}", (f"--base base/{SINGLE}: a file",)),
+    "base without weights": Case(
+        "./run --base ./none", ("none: no model.safetensors and no model.safetensors.index.json",)
+    ),
+    "token of many parts": Case(
+        f"{HUB_RUN} --token 'hf_a\nhf_b'", ("lab/run: the token cannot be sent", "copy it again")
+    ),
     "data set": Case("hf://datasets/lab/run --base ./base", ("a dataset; only model repos",)),
     "other site": Case("https://example.com/lab/run --base ./base", ("neither a folder here",)),
     "no name": Case("gpt2 --base ./base", ("gpt2: neither a folder here nor ORG/NAME",)),
@@ -489,7 +502,7 @@ CASES = {
 
 def typed(case: Case, command: str) -> list[str]:
     """Complete a case to a whole command."""
-    words = [command, *case.arguments.split()]
+    words = [command, *shlex.split(case.arguments)]
     if command in WRITING and not {"-o", "--push-to"} & set(words):
         words += ["-o", "out"]
     if command == "predict" and not any(word.startswith("--target") for word in words):

@@ -267,11 +267,16 @@ def test_steps_named_by_hand(hub: LocalHub, commands: Commands, run: Run) -> Non
     """Where no name carries a number, --at says which step a branch or a commit is."""
     early = hub.add_commit("lab/hand", files=files_of(run.folder(10)), revision="early")
     hub.add_commit("lab/hand", files=files_of(run.folder(30)), revision="late")
-    found = inspect(commands, "lab/hand", "--at", "late=30", "--at", f"{early}=10").answer
+    slash = hub.add_commit("lab/hand", files=files_of(run.folder(40)), revision="rl/end")
+    at = ["late=30", f"{early}=10", "rl%2Fend=40"]
+    words = [word for text in at for word in ("--at", text)]
+    found = inspect(commands, "lab/hand", *words).answer
     assert [(c["step"], c["commit"]) for c in found["checkpoints"]] == [
         (10, early),
         (30, hub.refs("lab/hand")["refs/heads/late"]),
+        (40, slash),
     ]
+    assert inspect(commands, "lab/hand", *words[:2], "--at", "rl/end=40").code == 0
 
 
 def test_the_base_by_the_card_and_by_step_0(hub: LocalHub, commands: Commands, run: Run) -> None:
@@ -329,6 +334,12 @@ def test_private_and_gated_repos_are_read_by_token(
     assert commands.run("inspect", *arguments, token=BOB).code == 1
     hub.grant_access(f"lab/{kind}", "bob")
     assert commands.run("inspect", *arguments, token=BOB).code == 0
+
+
+def test_an_empty_token_is_none(commands: Commands, run: Run) -> None:
+    """`--token "$TOKEN"` with nothing in the variable reads public repos as without it."""
+    assert inspect(commands, "lab/run", "--token", "").code == 0
+    assert inspect(commands, "lab/run", "--token", f" {ALICE}\n").code == 0
 
 
 def test_credentials_stay_with_the_hub(
@@ -400,26 +411,13 @@ def test_a_manifest_repeats_the_run_from_its_commits(
 # -- what is read --------------------------------------------------------------------------------
 
 
-def test_no_byte_twice_and_no_weights_on_disk(
+def test_no_byte_is_served_twice(
     hub: LocalHub, commands: Commands, wide: Run, tmp_path: Path
 ) -> None:
-    """Counted by the Hub: every byte at most once, one resolve a file, few calls of the API.
-
-    The kernel refuses files longer than the output's shards, which every file of base and history
-    is, so nothing of these can have lain on a disk.
-    """
-    shards = [path.stat().st_size for path in wide.folder(40).glob("*.safetensors")]
-    inputs = [path.stat().st_size for path in wide.base.glob("*.safetensors")]
-    limit = max(shards) + 100_000
-    assert min(inputs) > 3 * limit
-    work = tmp_path / "work"
-    work.mkdir()
+    """Counted by the Hub: every byte at most once, one resolve a file, few calls of the API."""
     plan = commands.run("inspect", "lab/wide", "--base", "lab/wide-base", "--json").answer["plan"]
     hub.clear_log()
-    options = {"cwd": work, "max_file_bytes": limit}
-    found = predict(commands, work / "out", "lab/wide", "--base", "lab/wide-base", **options)
-    assert found == predict(commands, tmp_path / "local", *wide.arguments())
-
+    predict(commands, tmp_path / "out", "lab/wide", "--base", "lab/wide-base")
     served: dict[tuple[str | None, str | None, str | None], list[tuple[int, int]]] = {}
     for record in weight_answers(hub):
         assert record.range is not None
@@ -431,7 +429,6 @@ def test_no_byte_twice_and_no_weights_on_disk(
         assert all(a[1] <= b[0] for a, b in pairwise(spans))
     total = sum(stop - start for spans in served.values() for start, stop in spans)
     assert plan["read_bytes"] <= total <= 1.01 * plan["read_bytes"]
-
     resolved = Counter(
         (record.repo, record.revision, record.file_path)
         for record in hub.log
@@ -441,9 +438,23 @@ def test_no_byte_twice_and_no_weights_on_disk(
         # config.json is read once for what it says and once to be copied.
         assert count <= (2 if path == "config.json" else 1), path
     assert len(api_calls(hub)) <= 3 * len(STEPS)
-    assert sorted(path.name for path in work.rglob("*") if path.is_file()) == sorted(
-        path.name for path in (work / "out").iterdir()
-    )
+
+
+def test_no_weights_lie_on_a_disk(commands: Commands, wide: Run, tmp_path: Path) -> None:
+    """The kernel refuses files as long as those of base and history; the result is the same.
+
+    What is there afterwards is the output, and nothing else.
+    """
+    shards = [path.stat().st_size for path in wide.folder(40).glob("*.safetensors")]
+    inputs = [path.stat().st_size for path in wide.base.glob("*.safetensors")]
+    limit = max(shards) + 100_000
+    assert min(inputs) > 3 * limit
+    work = tmp_path / "work"
+    work.mkdir()
+    options = {"cwd": work, "max_file_bytes": limit}
+    found = predict(commands, work / "out", "lab/wide", "--base", "lab/wide-base", **options)
+    assert found == predict(commands, tmp_path / "local", *wide.arguments())
+    assert list(work.iterdir()) == [work / "out"]
     assert list(commands.home.rglob("*")) == []
 
 

@@ -338,7 +338,16 @@ def test_which_names_are_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "lab" / "run" / "step_10").mkdir(parents=True)
     for text in ("/lab/none", "./lab/none", "../none", "~/none", ".", "lab/run", "lab/run/", "lab"):
         assert is_local(text), text
-    for text in ("lab/none", "hf://lab/run", "hf://./lab", "lab/run@step_10", "https://x.y/a/b"):
+    (tmp_path / "lab" / "file").touch()
+    assert is_local("lab/file")
+    for text in (
+        "",
+        "lab/none",
+        "hf://lab/run",
+        "hf://./lab",
+        "lab/run@step_10",
+        "https://x.y/a/b",
+    ):
         assert not is_local(text), text
     assert is_local("lab/run/step_{step}")
     assert not is_local("lab/run/checkpoint-{step}")

@@ -42,7 +42,7 @@ def run_request(run: str, options: Mapping[str, Any], stop: threading.Event) -> 
         score_key=options["score_key"],
         lower_is_better=options["lower_is_better"],
         keep_repeats=options["keep_repeats"],
-        token=options["token"],
+        token=(options["token"] or "").strip() or None,
         on_wait=tell_wait(options["verbose"]),
         stop=stop,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from alpharl_hub.streaming import Hooks
 
 _LOG_EVERY_S = 30.0
-
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GOES_ON = "stopped; the same command goes on from here"
 _MAX_STOPPING_S = 4.0
 """A stalled connection is not waited for: what counts is on the disk already."""
@@ -87,38 +88,57 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `stop`; a second one ends the process at once.
 
     Afterwards, when a signal came, the process ends with 130 (SIGINT) or 143 (SIGTERM).
+
+    A thread of its own takes the signals. A handler would run in the main thread between any two
+    steps of it, also while that holds the lock of `stop` in a wait, and `stop.set()` would then
+    never return.
     """
     received: list[int] = []
-
-    def receive(number: int, _frame: object) -> None:
-        if received:
-            os._exit(128 + number)
-        received.append(number)
-        stop.set()
-        watchdog = threading.Timer(_MAX_STOPPING_S, _leave, (number,))
-        watchdog.daemon = True
-        watchdog.start()
-        click.echo("stopping; once more to stop at once", err=True)
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, receive) for number in numbers]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    watcher = threading.Thread(target=_watch, args=(reading, stop, received), daemon=True)
+    watcher.start()
+    wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = [signal.signal(number, _leave_to_watcher) for number in _SIGNALS]
     try:
         yield
     except BaseException:
         if not received:
             raise
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
+        os.close(writing)
+        watcher.join()
+        os.close(reading)
     if received:
         click.echo(_GOES_ON, err=True)
         raise SystemExit(128 + received[0])
 
 
-def _leave(number: int) -> None:
-    """End the process though a thread still waits for an answer."""
-    print(_GOES_ON, file=sys.stderr, flush=True)
-    os._exit(128 + number)
+def _leave_to_watcher(_number: int, _frame: object) -> None:
+    """Do nothing: Python has written the signal's number to the pipe already."""
+
+
+def _watch(reading: int, stop: threading.Event, received: list[int]) -> None:
+    """Wait for signals, whose numbers come through the pipe, until its other end is closed."""
+    timeout_s = None
+    while True:
+        if not select.select([reading], [], [], timeout_s)[0]:
+            click.echo(_GOES_ON, err=True)
+            os._exit(128 + received[0])
+        data = os.read(reading, 1)
+        if not data:
+            return
+        if data[0] not in _SIGNALS:
+            continue
+        if received:
+            os._exit(128 + data[0])
+        received.append(data[0])
+        stop.set()
+        timeout_s = _MAX_STOPPING_S
+        click.echo("stopping; once more to stop at once", err=True)
 
 
 def tell_wait(verbose: bool) -> Callable[[float, str], None]:

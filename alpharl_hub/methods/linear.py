@@ -35,7 +35,7 @@ class LinearFit:
         if self._first is None:
             return last * (response / steps_T[-1])
         ahead = (response - steps_T[-1]) / (steps_T[-1] - steps_T[self._first])
-        return last + ahead * (last - self._deltas[0])
+        return (last - self._deltas[0]).mul_(ahead).add_(last)
 
     def quality(self) -> None:
         """A line through two points has no quality of fit."""

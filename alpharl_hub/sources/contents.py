@@ -212,9 +212,10 @@ def _no_weights(checkpoint: Checkpoint, files: Mapping[str, StoredFile]) -> Exce
             f"{checkpoint.label}: weights only as pickles ({pickles[0]}), which are never opened; "
             "convert them to safetensors first"
         )
+    advice = "" if checkpoint.step is None else ", or leave this step out with --steps"
     return SourceError(
-        f"{checkpoint.label}: no {SINGLE_FILE} and no {INDEX_FILE}; name the place that has them, "
-        "or leave this checkpoint out with --steps"
+        f"{checkpoint.label}: no {SINGLE_FILE} and no {INDEX_FILE}; name the place that has one"
+        f"{advice}"
     )
 
 

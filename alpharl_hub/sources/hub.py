@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
 
 from alpharl_hub.errors import SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
@@ -245,6 +246,8 @@ class HubRun:
 
     def extra_checkpoint(self, name: str, step: int) -> Checkpoint:
         """Pin a branch, tag or commit of the repo as a step."""
+        if self._refs.commit_of(name) is None:
+            name = unquote(name)
         commit = self._refs.commit_of(name) or self._client.commit_of(self._place.repo, name)
         folder = "" if PLACEHOLDER in self._place.folder else self._place.folder
         return Checkpoint(step, self._place.repo, name, commit, folder)

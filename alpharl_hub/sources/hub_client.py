@@ -97,6 +97,12 @@ class HubClient:
                     raise refusal(error, what, self.has_token()) from error
                 reason = f"the Hub answered {error.response.status_code}"
                 wait_s = asked_wait_s(error.response.headers)
+            except httpx.LocalProtocolError as error:
+                # Its own words may hold the token.
+                raise SourceError(
+                    f"{what}: the token cannot be sent, it has characters that no token has; "
+                    "copy it again"
+                ) from error
             except httpx.RequestError as error:
                 reason, wait_s = f"{self.endpoint} is out of reach ({type(error).__name__})", 0.0
             except (json.JSONDecodeError, UnicodeDecodeError) as error:

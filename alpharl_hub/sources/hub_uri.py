@@ -36,6 +36,8 @@ def parse_place(text: str) -> RepoPlace:
     Raises:
         SourceError: not of that form, not a model repo, or a path with `..`.
     """
+    if not text.strip():
+        raise SourceError("an empty text names neither a folder nor a repo; is a variable unset?")
     if text.count(PLACEHOLDER) > 1:
         raise SourceError(f"{text}: {PLACEHOLDER} stands more than once; one number tells the step")
     uri = text if "://" in text else f"hf://{text}"

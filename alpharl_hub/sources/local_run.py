@@ -40,8 +40,7 @@ class LocalRun:
 
     def list_steps(self) -> Listing:
         """List the step folders; a folder that is itself a model has none."""
-        if not self.root.is_dir():
-            raise SourceError(f"{self.root}: no such folder; to name a repo, write hf://ORG/NAME")
+        require_folder(self.root, str(self.root))
         family = self._family(list_step_folders(self.root))
         if family is None:
             return Listing("single", "", (), ())
@@ -113,9 +112,20 @@ class LocalRun:
 def pin_folder(text: str) -> tuple[Checkpoint, CheckpointStore]:
     """Take a local folder as a base."""
     path = Path(text).expanduser()
-    if not path.is_dir():
-        raise SourceError(f"--base {text}: no such folder; to name a repo, write hf://ORG/NAME")
+    require_folder(path, f"--base {text}")
     return Checkpoint(None, str(path), None, None, ""), LocalFolder(path)
+
+
+def require_folder(path: Path, what: str) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        SourceError: nothing is there, or a file.
+    """
+    if path.is_file():
+        raise SourceError(f"{what}: a file; name the folder that it lies in")
+    if not path.is_dir():
+        raise SourceError(f"{what}: no such folder; to name a repo, write hf://ORG/NAME")
 
 
 def is_local(text: str) -> bool:
@@ -123,9 +133,9 @@ def is_local(text: str) -> bool:
 
     With a {step} it is one when a folder fits.
     """
-    if text.startswith("hf://"):
+    if text.startswith("hf://") or not text:
         return False
-    if text.startswith(("/", ".", "~")) or Path(text).is_dir():
+    if text.startswith(("/", ".", "~")) or Path(text).exists():
         return True
     parts = Path(text).parts
     position = next((i for i, part in enumerate(parts) if PLACEHOLDER in part), None)
@@ -140,4 +150,6 @@ def could_be_repo(text: str) -> bool:
 
     Only the form is looked at: ORG/NAME and what may follow.
     """
-    return is_local(text) and not text.startswith(("/", ".", "~")) and "/" in text.strip("/")
+    if text.startswith(("/", ".", "~")) or "/" not in text.strip("/"):
+        return False
+    return is_local(text) and not Path(text).is_file()
