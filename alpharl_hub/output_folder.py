@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alpharl_hub.errors import ResourceError, WriteError
+from alpharl_hub.manifest import MANIFEST_NAME
 from alpharl_hub.shards import write_error
 
 _SPARE_BYTES = 16 << 20
@@ -29,14 +30,17 @@ class FolderRequest:
 def check_output(output: Path, overwrite: bool) -> None:
     """Refuse an output that is not empty, before anything is read.
 
+    Only what this tool has made is ever replaced: an output named like the run by mistake must not
+    cost the run.
+
     Raises:
-        WriteError: it exists and is not an empty folder, or its parent cannot be made.
+        WriteError: it exists and is no empty folder, and is not ours or was not to be replaced.
     """
     if output.is_dir():
-        if any(output.iterdir()) and not overwrite:
-            raise WriteError(
-                f"{output}: not empty; choose another folder, or --overwrite to replace it"
-            )
+        is_ours = (output / MANIFEST_NAME).is_file()
+        if any(output.iterdir()) and not (overwrite and is_ours):
+            advice = "or --overwrite to replace it" if is_ours else "this tool did not make it"
+            raise WriteError(f"{output}: not empty; choose another folder, {advice}")
     elif output.exists():
         raise WriteError(f"{output}: exists and is no folder; choose another name")
 

@@ -463,7 +463,7 @@ CASES = {
     ),
     "output is not empty": Case(
         "./run --base ./base -o full",
-        ("full: not empty; choose another folder, or --overwrite",),
+        ("full: not empty; choose another folder, this tool did not make it",),
         only=WRITING,
     ),
     "disk too small": Case(

@@ -162,7 +162,7 @@ def test_work_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def make_result(folder: Path) -> Path:
     """A finished result."""
     folder.mkdir(parents=True)
-    (folder / "new").write_text("new")
+    (folder / "alpharl.json").write_text("new")
     return folder
 
 
@@ -170,27 +170,39 @@ def test_publish_replaces_only_when_told(tmp_path: Path) -> None:
     """A folder that is not empty is kept, or with overwrite swapped as a whole."""
     result, output = make_result(tmp_path / "work"), tmp_path / "deep" / "out"
     publish(result, output, overwrite=False)
-    assert os.listdir(output) == ["new"]
+    assert os.listdir(output) == ["alpharl.json"]
     (output / "old").touch()
     result = make_result(tmp_path / "work")
     with pytest.raises(WriteError, match="--overwrite"):
         publish(result, output, overwrite=False)
-    assert sorted(os.listdir(output)) == ["new", "old"]
+    assert sorted(os.listdir(output)) == ["alpharl.json", "old"]
     publish(result, output, overwrite=True)
-    assert os.listdir(output) == ["new"]
+    assert os.listdir(output) == ["alpharl.json"]
     assert os.listdir(output.parent) == ["out"]
+
+
+def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
+    """A folder without our manifest (the run itself, by mistake) stays, --overwrite or not."""
+    (tmp_path / "run" / "checkpoint-10").mkdir(parents=True)
+    for overwrite in (False, True):
+        with pytest.raises(WriteError, match="this tool did not make it"):
+            check_output(tmp_path / "run", overwrite)
+    result = make_result(tmp_path / "work")
+    with pytest.raises(WriteError, match="this tool did not make it"):
+        publish(result, tmp_path / "run", overwrite=True)
+    assert os.listdir(tmp_path / "run") == ["checkpoint-10"]
 
 
 def test_publish_into_an_empty_folder_and_through_a_link(tmp_path: Path) -> None:
     """An empty folder is taken; a link to a folder stays a link, and its target is filled."""
     (tmp_path / "empty").mkdir()
     publish(make_result(tmp_path / "work"), tmp_path / "empty", overwrite=False)
-    assert os.listdir(tmp_path / "empty") == ["new"]
+    assert os.listdir(tmp_path / "empty") == ["alpharl.json"]
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target")
     publish(make_result(tmp_path / "work"), tmp_path / "link", overwrite=False)
     assert (tmp_path / "link").is_symlink()
-    assert os.listdir(tmp_path / "target") == ["new"]
+    assert os.listdir(tmp_path / "target") == ["alpharl.json"]
 
 
 def test_publish_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +210,7 @@ def test_publish_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     publish(make_result(tmp_path / "work"), Path("."), overwrite=False)
-    assert os.listdir(tmp_path / "here") == ["new"]
+    assert os.listdir(tmp_path / "here") == ["alpharl.json"]
 
 
 def test_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
