@@ -5,25 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from alpharl_hub.delivery import Destination
-from alpharl_hub.devices import choose_devices, fit_workers
-from alpharl_hub.extraction import extract
-from alpharl_hub.inspection import make_inspection
-from alpharl_hub.output_folder import FolderRequest
-from alpharl_hub.prediction import PredictOptions, plan_subject, predict
-from alpharl_hub.preparation import ScopeOptions, prepare, run_record
-from alpharl_hub.reporting import report, report_factors
-from alpharl_hub.results import Extraction, Inspection, Prediction, SpectralReport
-from alpharl_hub.sources.opening import RunRequest, open_trajectory
-from alpharl_hub.streaming import Compute, Hooks
-from alpharl_hub.subjects import (
+from alpharl_hub.output.folder import FolderRequest
+from alpharl_hub.prediction.delivery import Destination
+from alpharl_hub.prediction.predict import PredictOptions, plan_subject, predict
+from alpharl_hub.prediction.subjects import (
     factor_subject,
     is_factor_folder,
     read_folder_manifest,
     recorded_subject,
     trajectory_subject,
 )
-from alpharl_hub.targets import TargetOptions
+from alpharl_hub.prediction.targets import TargetOptions
+from alpharl_hub.preparation import ScopeOptions, prepare, run_record
+from alpharl_hub.reporting.extraction import extract
+from alpharl_hub.reporting.inspection import make_inspection
+from alpharl_hub.reporting.report import report, report_factors
+from alpharl_hub.results import Extraction, Inspection, Prediction, SpectralReport
+from alpharl_hub.sources.opening import RunRequest, open_trajectory
+from alpharl_hub.windows.devices import choose_devices, fit_workers
+from alpharl_hub.windows.streaming import Compute, Hooks
 
 _INSPECTED_RATIO = 2.0
 """What inspect plans for without a target; costs do not depend on it."""

@@ -12,7 +12,7 @@ from math import prod
 from typing import Protocol
 
 from alpharl_hub.manifest import Notice
-from alpharl_hub.scores import ScoreTable
+from alpharl_hub.scores.table import ScoreTable
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from alpharl_hub.demo_task import NUM_ADDEND_DIGITS, Problem, draw_problems
+from alpharl_hub.demo.task import NUM_ADDEND_DIGITS, Problem, draw_problems
 
 PAD, EOS = "<pad>", "<eos>"
 CHARACTERS = "0123456789+="

@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
-from alpharl_hub.demo_task import (
+from alpharl_hub.demo.task import (
     MAX_COMPLETION_TOKENS,
     NUM_TEST_PROBLEMS,
     draw_problems,

@@ -22,8 +22,8 @@ from manifest_maker import (
     tensor,
 )
 
-from alpharl_hub.card import CardFacts, card_metadata, make_card, with_place
-from alpharl_hub.licenses import LICENSES
+from alpharl_hub.card.licenses import LICENSES
+from alpharl_hub.card.make import CardFacts, card_metadata, make_card, with_place
 from alpharl_hub.local_hub import LocalHub
 from alpharl_hub.manifest import Manifest, Notice
 

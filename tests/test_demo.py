@@ -21,7 +21,7 @@ from safetensors.numpy import load, load_file, save
 import alpharl_hub
 from alpharl_hub.demo import DemoScores, ModelScore, difference_in_errors, in_words
 from alpharl_hub.demo.children import Children
-from alpharl_hub.demo_task import DEMO_RUN, TaskScore, load_and_measure
+from alpharl_hub.demo.task import DEMO_RUN, TaskScore, load_and_measure
 from alpharl_hub.errors import AlphaRLError
 from alpharl_hub.local_hub import LocalHub
 

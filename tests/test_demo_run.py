@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from alpharl_hub.demo_task import (
+from alpharl_hub.demo.task import (
     DEMO_RUN,
     MAX_COMPLETION_TOKENS,
     NUM_TEST_PROBLEMS,

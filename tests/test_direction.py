@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpharl_hub.direction import (
+from alpharl_hub.numerics.direction import (
     MIN_ENTRIES,
     SHARES,
     Trust,

@@ -27,7 +27,8 @@ from trajectories import (
     write_run,
 )
 
-from alpharl_hub import factor_files, plan
+from alpharl_hub.reporting import factor_files
+from alpharl_hub.windows import plan
 
 STEPS = (4, 10, 24, 31, 40)
 SCORES = (0.2, 0.31, 0.45, 0.52, 0.7)

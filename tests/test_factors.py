@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.factors import FactorBuilder, Factors, align, quality_of
+from alpharl_hub.numerics.factors import FactorBuilder, Factors, align, quality_of
 
 
 def build(deltas, rank=1):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from alpharl_hub.errors import FitError, ResourceError, SourceError, WriteError
-from alpharl_hub.journal import JOURNAL_NAME, RESULT_FOLDER, Journal, open_journal
-from alpharl_hub.output_folder import check_disk, check_output, publish
+from alpharl_hub.output.folder import check_disk, check_output, publish
+from alpharl_hub.output.journal import JOURNAL_NAME, RESULT_FOLDER, Journal, open_journal
 
 IDENTITY = {"run": {"steps": [1, 2]}, "method": "alpharl"}
 

@@ -12,9 +12,9 @@ import torch
 from sklearn.cross_decomposition import PLSRegression
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.factors import FactorBuilder
 from alpharl_hub.methods import METHODS, Clock, MethodOptions, make_method
 from alpharl_hub.methods.correction import Rounding, add_roundings, combine, round_to
+from alpharl_hub.numerics.factors import FactorBuilder
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 STEPS = (5, 10, 30, 35, 60, 80, 85)

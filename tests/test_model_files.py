@@ -20,7 +20,7 @@ from trajectories import (
 )
 from transformers import AutoModelForCausalLM
 
-from alpharl_hub.model_files import MAX_COPIED_BYTES, copied_files, dtype_notice, with_dtype
+from alpharl_hub.output.model_files import MAX_COPIED_BYTES, copied_files, dtype_notice, with_dtype
 from alpharl_hub.sources.contents import dump_config, open_contents
 from alpharl_hub.sources.local_run import pin_folder
 from alpharl_hub.trajectory import CheckpointContents

@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from sklearn.cross_decomposition import PLSRegression
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.pls import fit_pls, in_sample_r2, leave_one_out_predictions, leave_one_out_q2
+from alpharl_hub.numerics.pls import (
+    fit_pls,
+    in_sample_r2,
+    leave_one_out_predictions,
+    leave_one_out_q2,
+)
 
 
 def rows_on_a_line(num_rows, width, noise, seed):

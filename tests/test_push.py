@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from alpharl_hub.card import CardFacts, make_card
+from alpharl_hub.card.make import CardFacts, make_card
 from alpharl_hub.errors import HeaderError, ManifestError, PushError
 from alpharl_hub.local_hub import Fault, LocalHub, child_environment
-from alpharl_hub.push import (
+from alpharl_hub.push.model_upload import (
     HubAccess,
     ModelUpload,
     PushHooks,
@@ -195,7 +195,7 @@ def run_child(hub: LocalHub, home: Path, folder: Path, token: str | None) -> tup
     """Push in a process of its own; return what it wrote to stdout and stderr."""
     script = (
         "import sys; from pathlib import Path\n"
-        "from alpharl_hub.push import PushHooks, PushOptions, push_folder\n"
+        "from alpharl_hub.push.model_upload import PushHooks, PushOptions, push_folder\n"
         "from alpharl_hub.errors import PushError\n"
         "hooks = PushHooks(on_notice=print)\n"
         "try: push_folder(Path(sys.argv[1]), 'alice/model', PushOptions(), hooks=hooks)\n"

@@ -28,7 +28,7 @@ from trajectories import (
     write_run,
 )
 
-from alpharl_hub import plan
+from alpharl_hub.windows import plan
 
 STEPS = (5, 20, 30, 50)
 TARGET = ("--target-step", "110", "--others", "linear")
@@ -36,7 +36,7 @@ WINDOW_BYTES = 40_000
 NUM_MATRICES = 60
 
 CHILD = f"""
-from alpharl_hub import plan
+from alpharl_hub.windows import plan
 plan.WINDOW_BYTES = {WINDOW_BYTES}
 from alpharl_hub.cli import main
 main()

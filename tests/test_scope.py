@@ -38,11 +38,11 @@ from trajectories import (
 )
 from transformers import AutoModelForCausalLM
 
-from alpharl_hub import plan
 from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.scope import find_scope
 from alpharl_hub.sources.contents import open_contents
 from alpharl_hub.sources.local_run import pin_folder
+from alpharl_hub.windows import plan
 
 STEPS = (4, 10, 24, 40)
 TARGET = ("--target-step", "80")

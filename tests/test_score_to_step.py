@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alpharl_hub.errors import ScoreError
-from alpharl_hub.score_to_step import StepBracket, check_rising, score_to_step
+from alpharl_hub.scores.to_step import StepBracket, check_rising, score_to_step
 
 STEPS = (8, 16, 40, 88)
 SCORES = (0.31, 0.38, 0.52, 0.83)
@@ -105,5 +105,5 @@ def test_one_step_and_unreachable_targets_are_refused() -> None:
 
 def test_reading_scores_does_not_import_torch() -> None:
     """The command line reads scores before it needs anything heavy."""
-    code = "import sys, alpharl_hub.score_to_step; sys.exit('torch' in sys.modules)"
+    code = "import sys, alpharl_hub.scores.to_step; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainerState
 
-from alpharl_hub import score_rows
 from alpharl_hub.errors import ScoreError
-from alpharl_hub.scores import (
+from alpharl_hub.scores import rows as score_rows
+from alpharl_hub.scores.table import (
     ScoreTable,
     evaluation_keys,
     parse_scores,

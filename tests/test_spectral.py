@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.spectral import frobenius_squared, leading_triplets
+from alpharl_hub.numerics.spectral import frobenius_squared, leading_triplets
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -28,21 +28,22 @@ from trajectories import (
     write_run,
 )
 
-from alpharl_hub import plan, window_reader
-from alpharl_hub.delivery import Destination
 from alpharl_hub.errors import SourceError
-from alpharl_hub.plan import BASE, Part, Window
-from alpharl_hub.prediction import PredictOptions, plan_subject
-from alpharl_hub.prediction import predict as predict_setting
+from alpharl_hub.prediction.delivery import Destination
+from alpharl_hub.prediction.predict import PredictOptions, plan_subject
+from alpharl_hub.prediction.predict import predict as predict_setting
+from alpharl_hub.prediction.subjects import trajectory_subject
+from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import ScopeOptions, prepare
 from alpharl_hub.sources.contents import open_contents
 from alpharl_hub.sources.local_run import pin_folder
 from alpharl_hub.sources.opening import RunRequest, open_trajectory
-from alpharl_hub.streaming import Compute, Hooks
-from alpharl_hub.subjects import trajectory_subject
-from alpharl_hub.targets import TargetOptions
 from alpharl_hub.trajectory import CheckpointContents, CheckpointStore, StoredFile, Trajectory
-from alpharl_hub.window_reader import WindowReader
+from alpharl_hub.windows import plan
+from alpharl_hub.windows import reader as window_reader
+from alpharl_hub.windows.plan import BASE, Part, Window
+from alpharl_hub.windows.reader import WindowReader
+from alpharl_hub.windows.streaming import Compute, Hooks
 
 STEPS = (5, 20, 30, 50)
 TARGET = ("--target-step", "110")

@@ -38,7 +38,7 @@ def extract(run: str, output: Path, rank: int, as_json: bool, **options: Any) ->
     alpharl-hub extract allenai/Olmo-3-7B-RL-Zero-Math -o factors
     alpharl-hub extract ./runs/grpo --base ./base --rank 4 -o factors
     """
-    from alpharl_hub.output_folder import FolderRequest
+    from alpharl_hub.output.folder import FolderRequest
     from alpharl_hub.pipeline import extract_run
 
     with running(options) as session:

@@ -33,7 +33,7 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     alpharl-hub push ./olmo-2000 me/olmo-3-7b-step-2000
     alpharl-hub push ./olmo-2000 me/olmo-3-7b-step-2000 --private --dry-run
     """
-    from alpharl_hub.push import push_folder
+    from alpharl_hub.push.model_upload import push_folder
 
     check_visibility_options(options)
     with running(options) as session:

@@ -16,13 +16,13 @@ from alpharl_hub.cli.terminal import escape_text, human_bytes
 from alpharl_hub.methods import METHODS
 
 if TYPE_CHECKING:
-    from alpharl_hub.delivery import Destination
-    from alpharl_hub.prediction import PredictOptions
+    from alpharl_hub.prediction.delivery import Destination
+    from alpharl_hub.prediction.predict import PredictOptions
     from alpharl_hub.preparation import ScopeOptions
-    from alpharl_hub.push import HubAccess, PushHooks, PushOptions
+    from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions
     from alpharl_hub.results import Inspection
     from alpharl_hub.sources.opening import RunRequest
-    from alpharl_hub.streaming import Compute
+    from alpharl_hub.windows.streaming import Compute
 
 
 def run_request(run: str, options: Mapping[str, Any], stop: threading.Event) -> RunRequest:
@@ -68,7 +68,7 @@ def scope_options(options: Mapping[str, Any]) -> ScopeOptions:
 
 def compute_request(options: Mapping[str, Any]) -> Compute:
     """Build what says where to compute."""
-    from alpharl_hub.streaming import Compute
+    from alpharl_hub.windows.streaming import Compute
 
     return Compute(split_list(options["devices"]), options["memory"])
 
@@ -79,8 +79,8 @@ def prediction_options(options: Mapping[str, Any]) -> PredictOptions:
     Raises:
         click.UsageError: an option that the chosen method does not know.
     """
-    from alpharl_hub.prediction import PredictOptions
-    from alpharl_hub.targets import TargetOptions
+    from alpharl_hub.prediction.predict import PredictOptions
+    from alpharl_hub.prediction.targets import TargetOptions
 
     check_method_options(options)
     return PredictOptions(
@@ -159,7 +159,7 @@ def destination(
     output: Path | None, push_to: str | None, options: Mapping[str, Any], stop: threading.Event
 ) -> Destination:
     """Build where a prediction goes."""
-    from alpharl_hub.delivery import Destination, PushRequest
+    from alpharl_hub.prediction.delivery import Destination, PushRequest
 
     push = None
     if push_to is not None:
@@ -176,7 +176,7 @@ def destination(
 
 def push_options(options: Mapping[str, Any]) -> PushOptions:
     """Build how a repo is made and written to."""
-    from alpharl_hub.push import DEFAULT_BRANCH, PushOptions
+    from alpharl_hub.push.model_upload import DEFAULT_BRANCH, PushOptions
 
     private = True if options["private"] else False if options["public"] else None
     return PushOptions(
@@ -190,14 +190,14 @@ def push_options(options: Mapping[str, Any]) -> PushOptions:
 
 def hub_access(options: Mapping[str, Any]) -> HubAccess:
     """Build with which token."""
-    from alpharl_hub.push import HubAccess
+    from alpharl_hub.push.model_upload import HubAccess
 
     return HubAccess(options["token"])
 
 
 def push_hooks(options: Mapping[str, Any], stop: threading.Event) -> PushHooks:
     """Build what a push tells: uploads unless quiet, waits as elsewhere."""
-    from alpharl_hub.push import PushHooks
+    from alpharl_hub.push.model_upload import PushHooks
     from alpharl_hub.sources.patience import Patience
 
     patience = Patience(on_wait=tell_wait(options["verbose"]), stop=stop)

@@ -23,7 +23,7 @@ from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console
 from alpharl_hub.manifest import Notice, TrustRecord
 
 if TYPE_CHECKING:
-    from alpharl_hub.streaming import Hooks
+    from alpharl_hub.windows.streaming import Hooks
 
 _LOG_EVERY_S = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -177,7 +177,7 @@ class Session:
 
     def hooks(self) -> Hooks:
         """Return what the library calls while it computes; torch gets one thread a worker."""
-        from alpharl_hub.streaming import Hooks
+        from alpharl_hub.windows.streaming import Hooks
 
         limit_threads()
         return Hooks(self.progress, self.stop)

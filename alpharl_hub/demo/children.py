@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import alpharl_hub
-from alpharl_hub.demo_task import TaskScore
+from alpharl_hub.demo.task import TaskScore
 from alpharl_hub.errors import AlphaRLError
 from alpharl_hub.local_hub import child_environment
 

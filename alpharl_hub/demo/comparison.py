@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from alpharl_hub.demo_task import TaskScore
+from alpharl_hub.demo.task import TaskScore
 
 CLEAR_FROM_ERRORS = 2.0
 """Below two standard errors chance alone makes such a difference once in twenty times or more."""

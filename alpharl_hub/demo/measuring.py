@@ -9,7 +9,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from alpharl_hub.demo_task import load_and_measure
+from alpharl_hub.demo.task import load_and_measure
 
 
 def main(places: list[str]) -> int:

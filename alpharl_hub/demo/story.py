@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 
 from alpharl_hub.demo.children import Children, Say
 from alpharl_hub.demo.comparison import DemoScores, ModelScore
-from alpharl_hub.demo_task import DEMO_RUN, NUM_TEST_PROBLEMS
+from alpharl_hub.demo.task import DEMO_RUN, NUM_TEST_PROBLEMS
 from alpharl_hub.errors import AlphaRLError, WriteError
 from alpharl_hub.local_hub import LocalHub
-from alpharl_hub.shards import write_error
+from alpharl_hub.output.shards import write_error
 from alpharl_hub.sources.selection import select_steps
 
 BASE_REPO = "demo/tiny-grpo-base"

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from alpharl_hub.plan import Window
-from alpharl_hub.window_reader import StoredTensors, WindowReader
+from alpharl_hub.windows.plan import Window
+from alpharl_hub.windows.reader import StoredTensors, WindowReader
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from alpharl_hub.factors import MatrixQuality
+    from alpharl_hub.numerics.factors import MatrixQuality
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.factors import FactorBuilder, Factors, MatrixQuality, quality_of
 from alpharl_hub.methods import Clock, MethodOptions
-from alpharl_hub.pls import fit_pls
+from alpharl_hub.numerics.factors import FactorBuilder, Factors, MatrixQuality, quality_of
+from alpharl_hub.numerics.pls import fit_pls
 
 MIN_CHECKPOINTS = 2
 

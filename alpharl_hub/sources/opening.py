@@ -10,7 +10,7 @@ from pathlib import Path
 
 from alpharl_hub.errors import ScoreError, SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
-from alpharl_hub.scores import ScoreTable, parse_scores, scores_from_trainer_state
+from alpharl_hub.scores.table import ScoreTable, parse_scores, scores_from_trainer_state
 from alpharl_hub.sources.base_choice import BaseAnswer, choose_base
 from alpharl_hub.sources.contents import open_contents, trainer_state_text
 from alpharl_hub.sources.hub import HubRun, pin_place

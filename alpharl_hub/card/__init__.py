@@ -1,0 +1,1 @@
+"""The model card: metadata for the Hub, a page for people."""

@@ -1,0 +1,112 @@
+"""The folder that a run leaves behind: checked first, made elsewhere, moved into place at the end.
+
+Nothing appears at the output's name before everything is there. Work goes on in a folder beside it
+(or where --work-dir says), which an interrupted run leaves for the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from alpharl_hub.errors import ResourceError, WriteError
+from alpharl_hub.manifest import MANIFEST_NAME
+from alpharl_hub.output.shards import write_error
+
+_SPARE_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class FolderRequest:
+    """The folder that an output goes to, and where unfinished work lies (None: beside it)."""
+
+    folder: Path
+    overwrite: bool
+    work_dir: Path | None
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """Refuse an output that is not empty, before anything is read.
+
+    Only what this tool has made is ever replaced: an output named like the run by mistake must not
+    cost the run.
+
+    Raises:
+        WriteError: it exists and is no empty folder, and is not ours or was not to be replaced.
+    """
+    if output.is_dir():
+        is_ours = (output / MANIFEST_NAME).is_file()
+        if any(output.iterdir()) and not (overwrite and is_ours):
+            advice = "or --overwrite to replace it" if is_ours else "this tool did not make it"
+            raise WriteError(f"{output}: not empty; choose another folder, {advice}")
+    elif output.exists():
+        raise WriteError(f"{output}: exists and is no folder; choose another name")
+
+
+def work_folder_beside(output: Path) -> Path:
+    """Return where a run with this output works."""
+    real = Path(os.path.realpath(output))
+    return real.parent / f".{real.name}.alpharl-hub"
+
+
+def check_disk(folder: Path, needed_bytes: int) -> None:
+    """Make sure that the disk of a folder, which need not exist yet, has room.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes + _SPARE_BYTES:
+        raise ResourceError(
+            f"{folder}: {needed_bytes / 1e9:.3g} GB are needed and {free_bytes / 1e9:.3g} GB are "
+            "free; make room, or choose another disk with -o or --work-dir"
+        )
+
+
+def publish(result: Path, output: Path, overwrite: bool) -> None:
+    """Move a finished folder to its name, swapping out what stood there.
+
+    Raises:
+        WriteError: the name cannot be taken.
+    """
+    # What is swapped is the folder itself, not a link to it, nor "." by that name.
+    output = Path(os.path.realpath(output))
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        staged = _on_same_disk(result, output)
+        old = None
+        if output.exists():
+            check_output(output, overwrite)
+            old = output.with_name(f".{output.name}.replaced")
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(output, old)
+        os.rename(staged, output)
+        if old is not None:
+            shutil.rmtree(old)
+    except OSError as error:
+        raise write_error(output, error) from error
+
+
+def _on_same_disk(result: Path, output: Path) -> Path:
+    """Return the finished folder, copied beside the output first when it lies on another disk."""
+    if os.stat(result).st_dev == os.stat(output.parent).st_dev:
+        return result
+    staged = output.with_name(f".{output.name}.staged")
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(result, staged)
+    return staged
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file.
+
+    Raises:
+        WriteError: the disk refuses.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise write_error(path, error) from error

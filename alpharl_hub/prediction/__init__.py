@@ -1,0 +1,1 @@
+"""From a run and a target to a predicted model."""

@@ -1,0 +1,163 @@
+"""Plan a prediction: what happens to each tensor, what is read for it, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alpharl_hub.errors import FitError
+from alpharl_hub.methods import Method
+from alpharl_hub.module_names import FLOATING
+from alpharl_hub.output.model_files import CopiedFile, copied_files
+from alpharl_hub.output.shards import OutputFile, OutputTensor, lay_out
+from alpharl_hub.scope import Scope, ScopedTensor
+from alpharl_hub.sources.remembering import RememberingStore
+from alpharl_hub.trajectory import CheckpointContents, TensorRef
+from alpharl_hub.windows.plan import (
+    BASE,
+    COPIED,
+    FROM_BASE,
+    LINEAR,
+    PREDICTED,
+    Window,
+    plan_windows,
+    read_cost,
+)
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""What --dtype takes, by the code that safetensors has for it."""
+
+ANCHORS = ("base", "last")
+"""What --anchor takes: where the predicted update starts from."""
+
+OTHERS = ("last", "base", "linear")
+"""What --others takes: where tensors out of the method's scope come from."""
+
+
+@dataclass(frozen=True)
+class Decider:
+    """Decides tensor by tensor; `history` are the positions of the trajectory that was opened.
+
+    `middle` is where the direction is probed, None when that was done before (extracted factors);
+    `factorised` are then the names whose factors are there.
+    """
+
+    method: Method
+    others: Method | None
+    others_option: str
+    last_position: int
+    middle: int | None
+    factorised: frozenset[str] | None
+
+    def __call__(self, tensor: ScopedTensor) -> tuple[str, frozenset[int], bool]:
+        """Return (action, positions to be read, whether to probe the direction)."""
+        action = self._action(tensor)
+        probe = tensor.is_matrix and self.middle is not None
+        positions: set[int] = set()
+        if action == COPIED:
+            positions = {self.last_position}
+        elif action == FROM_BASE:
+            positions = {BASE}
+        else:
+            positions = {BASE, self.last_position}
+            method = self.others if action == LINEAR else self.method
+            if method is not None and (self.factorised is None or action == LINEAR):
+                positions |= set(method.observed)
+        if probe and self.middle is not None:
+            positions |= {BASE, self.middle, self.last_position}
+        return action, frozenset(positions), probe
+
+    def _action(self, tensor: ScopedTensor) -> str:
+        comparable = tensor.base is not None and tensor.history is not None
+        floating = tensor.last.dtype in FLOATING
+        if comparable and floating and self._covers(tensor):
+            return PREDICTED
+        if self.others_option == "base" and comparable:
+            return FROM_BASE
+        if comparable and floating and self.others is not None:
+            name, shape = tensor.name, tensor.last.shape
+            if self.others.covers(name, shape, tensor.is_matrix):
+                return LINEAR
+        return COPIED
+
+    def _covers(self, tensor: ScopedTensor) -> bool:
+        if self.factorised is not None:
+            return tensor.name in self.factorised
+        return self.method.covers(tensor.name, tensor.last.shape, tensor.is_matrix)
+
+
+@dataclass(frozen=True)
+class PredictionPlan:
+    """Everything that is known before the first weight is read."""
+
+    files: tuple[OutputFile, ...]
+    windows: tuple[Window, ...]
+    copied: tuple[CopiedFile, ...]
+    read_bytes: int
+    requests: int
+    output_bytes: int
+    num_deltas_held: int
+
+    @property
+    def largest_file_bytes(self) -> int:
+        """Bytes of the largest shard."""
+        return max(file.num_bytes for file in self.files)
+
+
+def output_files(last: CheckpointContents, dtype: str | None) -> tuple[OutputFile, ...]:
+    """Lay out the output as the last checkpoint is, with another dtype where asked for."""
+    by_file: dict[str, list[TensorRef]] = {f.filename: [] for f in last.weight_files}
+    for ref in last.tensors.values():
+        by_file[ref.filename].append(ref)
+    return tuple(
+        lay_out(
+            filename,
+            [OutputTensor(r.name, _output_dtype(r.dtype, dtype), r.shape) for r in refs],
+            last.metadata[filename] or {"format": "pt"},
+        )
+        for filename, refs in by_file.items()
+    )
+
+
+def _output_dtype(stored: str, asked: str | None) -> str:
+    return asked if asked is not None and stored in FLOATING else stored
+
+
+def plan_prediction(
+    scope: Scope,
+    base: CheckpointContents,
+    history: Sequence[CheckpointContents],
+    decider: Decider,
+    dtype: str | None,
+) -> PredictionPlan:
+    """Plan windows, output and copies.
+
+    Raises:
+        FitError: nothing would be predicted.
+    """
+    last = history[-1]
+    files = output_files(last, dtype)
+    tensors = {tensor.name: tensor for tensor in scope.tensors}
+    windows = plan_windows(files, tensors, decider, decider.last_position)
+    if not any(part.action == PREDICTED for window in windows for part in window.parts):
+        raise FitError("no tensor is in the method's scope; see inspect, and --include")
+    copied = copied_files(last, base, dtype)
+    read_bytes, requests = read_cost(windows)
+    read_bytes += _only_sampled_bytes(history, windows)
+    small_bytes = sum(file.stored.num_bytes for file in copied)
+    return PredictionPlan(
+        files=files,
+        windows=windows,
+        copied=copied,
+        read_bytes=read_bytes,
+        requests=requests + 2 * len(copied),
+        output_bytes=sum(file.num_bytes for file in files) + small_bytes,
+        num_deltas_held=decider.method.num_deltas_held,
+    )
+
+
+def _only_sampled_bytes(history: Sequence[CheckpointContents], windows: Sequence[Window]) -> int:
+    """Count what was read to check the base, of checkpoints that the windows do not read."""
+    read = {position for window in windows for position in window.positions}
+    stores = (c.store for position, c in enumerate(history) if position not in read)
+    return sum(store.num_bytes_kept for store in stores if isinstance(store, RememberingStore))

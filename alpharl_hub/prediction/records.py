@@ -1,0 +1,112 @@
+"""From what the workers found to what the manifest says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alpharl_hub.manifest import RoundingRecord, TensorRecord, TrustRecord
+from alpharl_hub.methods.correction import Rounding, add_roundings
+from alpharl_hub.numerics import direction
+from alpharl_hub.numerics.direction import DirectionSums, Trust
+from alpharl_hub.output.shards import OutputFile
+from alpharl_hub.prediction.window_work import PartResult
+from alpharl_hub.reporting.analysis import MatrixResult
+from alpharl_hub.scope import Scope
+from alpharl_hub.windows.plan import PREDICTED
+
+
+def pool_trust(sums: Sequence[DirectionSums], steps_T: Sequence[int], middle: int) -> Trust:
+    """Read the direction of the run from the sums of all matrices."""
+    return direction.pool(sums, steps_T, middle)
+
+
+def trust_record(trust: Trust, middle_step: int | None, requested: float | None) -> TrustRecord:
+    """Write the reading down, with its one line for people."""
+    return TrustRecord(
+        cosine=trust.cosine,
+        cosine_all_entries=trust.cosine_all_entries,
+        share_of_entries=trust.share_of_entries,
+        floor=trust.floor,
+        speed=trust.speed,
+        middle_step=middle_step,
+        cap=trust.cap,
+        requested=requested,
+        verdict=direction.verdict(trust, requested),
+    )
+
+
+def ask_of(record: TrustRecord, requested: float | None) -> TrustRecord:
+    """Put another request to a reading that was written down before."""
+    trust = Trust(
+        cosine=record.cosine,
+        cosine_all_entries=record.cosine_all_entries,
+        share_of_entries=record.share_of_entries,
+        floor=record.floor,
+        speed=record.speed,
+        cap=record.cap,
+    )
+    return trust_record(trust, record.middle_step, requested)
+
+
+def pool_rounding(results: Sequence[PartResult]) -> RoundingRecord | None:
+    """Pool the rounding of the whole model."""
+    pooled = add_roundings([r.rounding for r in results if r.rounding is not None])
+    return None if pooled is None else RoundingRecord(pooled.loss, pooled.unchanged)
+
+
+def tensor_records(
+    results: Sequence[PartResult], files: Sequence[OutputFile]
+) -> tuple[TensorRecord, ...]:
+    """Write down what was done to each tensor, its parts put together."""
+    by_name: dict[str, list[PartResult]] = {}
+    for result in results:
+        by_name.setdefault(result.name, []).append(result)
+    return tuple(
+        _tensor_record(by_name[ref.name], ref.dtype, ref.shape)
+        for file in files
+        for ref in file.tensors
+    )
+
+
+def _tensor_record(parts: Sequence[PartResult], dtype: str, shape: tuple[int, ...]) -> TensorRecord:
+    quality = parts[0].quality
+    roundings: list[Rounding] = [p.rounding for p in parts if p.rounding is not None]
+    rounding = add_roundings(roundings)
+    return TensorRecord(
+        name=parts[0].name,
+        action=parts[0].action,
+        dtype=dtype,
+        shape=shape,
+        sigma=quality.sigma if quality else None,
+        frobenius=quality.frobenius if quality else None,
+        rank1_share=quality.rank1_share if quality else None,
+        q2_step=quality.q2_step if quality else None,
+        q2_score=quality.q2_score if quality else None,
+        r2_step_in_sample=quality.r2_step_in_sample if quality else None,
+        certified=quality.certified if quality else None,
+        rounding_loss=rounding.loss if rounding else None,
+        unchanged=rounding.unchanged if rounding else None,
+    )
+
+
+def factor_records(results: Sequence[MatrixResult], scope: Scope) -> tuple[TensorRecord, ...]:
+    """Write down the matrices whose factors were extracted."""
+    by_name = {tensor.name: tensor.last for tensor in scope.matrices}
+    return tuple(
+        TensorRecord(
+            name=result.name,
+            action=PREDICTED,
+            dtype=by_name[result.name].dtype,
+            shape=by_name[result.name].shape,
+            sigma=result.quality.sigma,
+            frobenius=result.quality.frobenius,
+            rank1_share=result.quality.rank1_share,
+            q2_step=result.quality.q2_step,
+            q2_score=result.quality.q2_score,
+            r2_step_in_sample=result.quality.r2_step_in_sample,
+            certified=result.quality.certified,
+            rounding_loss=None,
+            unchanged=None,
+        )
+        for result in results
+    )

@@ -1,0 +1,244 @@
+"""What a prediction is made from: a run, a folder of factors, or the record of an earlier one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from alpharl_hub.errors import ManifestError, SourceError
+from alpharl_hub.manifest import (
+    KIND_FACTORS,
+    KIND_MODEL,
+    MANIFEST_NAME,
+    CheckpointRecord,
+    Manifest,
+    MethodRecord,
+    RunRecord,
+    read_manifest,
+)
+from alpharl_hub.methods import METHODS
+from alpharl_hub.prediction.planning import ANCHORS, DTYPES, OTHERS
+from alpharl_hub.prediction.predict import PredictOptions, Subject
+from alpharl_hub.prediction.targets import TargetOptions
+from alpharl_hub.preparation import Prepared, ScopeOptions, nearest_middle, prepare, run_record
+from alpharl_hub.reporting.extraction import read_local_places
+from alpharl_hub.reporting.factor_files import FactorFolder
+from alpharl_hub.scope import Scope, find_scope
+from alpharl_hub.scores.table import ScoreTable
+from alpharl_hub.sources.local_run import LocalRun, pin_folder
+from alpharl_hub.sources.opening import Opener, RunRequest
+from alpharl_hub.sources.recorded import FindLocal, open_recorded
+from alpharl_hub.trajectory import Checkpoint, CheckpointContents, CheckpointStore, Trajectory
+
+
+def trajectory_subject(prepared: Prepared, scope: ScopeOptions) -> Subject:
+    """Take a trajectory that is to be read now."""
+    trajectory = prepared.trajectory
+    return Subject(
+        trajectory=trajectory,
+        scope=prepared.scope,
+        run=run_record(prepared, scope),
+        steps_T=trajectory.steps_T,
+        scores_T=prepared.scores_T,
+        middle=nearest_middle(trajectory.steps_T),
+        factors=None,
+        certified={},
+        trust=None,
+        notices=prepared.notices,
+    )
+
+
+def is_factor_folder(run: str) -> bool:
+    """Whether RUN is a folder that `extract` wrote."""
+    folder = Path(run).expanduser()
+    return any(folder.glob("factors*.safetensors")) and (folder / MANIFEST_NAME).is_file()
+
+
+def read_folder_manifest(folder: Path) -> Manifest:
+    """Read the manifest of an extract folder.
+
+    Raises:
+        ManifestError: it is damaged, or of another kind.
+    """
+    path = folder / MANIFEST_NAME
+    manifest = read_manifest(path.read_bytes(), str(path))
+    if manifest.kind != KIND_FACTORS:
+        raise ManifestError(f"{path}: the manifest of a {manifest.kind}, not of extracted factors")
+    _check_steps(manifest.run, str(path))
+    return manifest
+
+
+def _check_steps(run: RunRecord, where: str) -> None:
+    """Refuse checkpoints that no run of ours has: none, or steps that do not rise."""
+    steps = [-1 if record.step is None else record.step for record in run.checkpoints]
+    if not steps or steps[0] < 1 or any(b <= a for a, b in pairwise(steps)):
+        raise ManifestError(f"{where}: its checkpoints are not those of one run, in order of steps")
+
+
+def factor_subject(request: RunRequest) -> Subject:
+    """Take extracted factors: of the checkpoints only base and last are read again.
+
+    Raises:
+        ManifestError: the folder is damaged, or a local checkpoint is not where it was.
+        SourceError: base or last cannot be read.
+    """
+    folder = Path(request.run).expanduser()
+    manifest = read_folder_manifest(folder)
+    places = read_local_places(folder)
+    run = manifest.run
+    base, last = open_recorded(
+        (run.base, run.checkpoints[-1]), Opener(request).client, _by_fingerprint(places)
+    )
+    factors = FactorFolder(folder, len(run.checkpoints))
+    scope = find_scope(base, (last,), run.include, run.exclude)
+    _require_same_shapes(factors, scope)
+    return Subject(
+        trajectory=_trajectory(run, base, (last,)),
+        scope=scope,
+        run=run,
+        steps_T=_steps(run),
+        scores_T=_scores(run),
+        middle=None,
+        factors=factors,
+        certified={record.name: record.certified is True for record in manifest.tensors},
+        trust=manifest.trust,
+        notices=manifest.warnings,
+    )
+
+
+def _require_same_shapes(factors: FactorFolder, scope: Scope) -> None:
+    names = frozenset(factors.names())
+    for tensor in scope.tensors:
+        if tensor.name in names and factors.shape(tensor.name) != tensor.last.shape:
+            raise ManifestError(
+                f"the factors of {tensor.name} are those of {list(factors.shape(tensor.name))}, "
+                f"not of {list(tensor.last.shape)}; extract again"
+            )
+
+
+def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictOptions]:
+    """Open the checkpoints that a model's manifest names, and the options it was made with.
+
+    Raises:
+        ManifestError: it is damaged, of another kind, or a local run's folders do not fit.
+        SourceError: a commit is gone.
+    """
+    manifest = read_manifest(path.read_bytes(), str(path))
+    if manifest.kind != KIND_MODEL or manifest.method is None:
+        raise ManifestError(f"{path}: the manifest of {manifest.kind}, not of a predicted model")
+    run = manifest.run
+    _check_steps(run, str(path))
+    wanted = _options(manifest.method, str(path))
+    base, *history = open_recorded(
+        (run.base, *run.checkpoints), Opener(request).client, _by_step(run, request)
+    )
+    options = ScopeOptions(run.include, run.exclude, force=True)
+    prepared = prepare(_trajectory(run, base, history), options, stop_on_wrong_base=False)
+    subject = trajectory_subject(prepared, options)
+    return replace(subject, run=run, scores_T=_scores(run)), wanted
+
+
+def _by_fingerprint(places: Mapping[str, str]) -> FindLocal:
+    def find(record: CheckpointRecord) -> tuple[Checkpoint, CheckpointStore]:
+        place = places.get(record.fingerprint or "")
+        if place is None:
+            raise ManifestError(f"where {record.source} lies is not known here; extract again")
+        checkpoint, store = pin_folder(place)
+        return replace(checkpoint, step=record.step), store
+
+    return find
+
+
+def _by_step(run: RunRecord, request: RunRequest) -> FindLocal:
+    def find(record: CheckpointRecord) -> tuple[Checkpoint, CheckpointStore]:
+        if not request.run:
+            raise ManifestError(
+                f"{record.source} was a local folder; name the RUN (and --base) beside --from"
+            )
+        if record == run.base and request.base is not None:
+            return pin_folder(request.base)
+        if record.step is None:
+            raise ManifestError(f"{record.source} was a local folder; name it with --base")
+        source = LocalRun(request.run)
+        for checkpoint in source.list_steps().checkpoints:
+            if checkpoint.step == record.step:
+                return checkpoint, source.open_store(checkpoint)
+        raise SourceError(f"{request.run}: no step {record.step}, which the manifest names")
+
+    return find
+
+
+def _trajectory(
+    run: RunRecord, base: CheckpointContents, history: Sequence[CheckpointContents]
+) -> Trajectory:
+    by_step = {r.step: r.score for r in run.checkpoints if r.step is not None}
+    scores = {step: score for step, score in by_step.items() if score is not None}
+    return Trajectory(
+        layout=run.layout,
+        pattern=run.pattern,
+        base=base,
+        base_chosen_by=run.base_chosen_by,
+        listed=tuple(contents.checkpoint for contents in history),
+        selected_steps=tuple(by_step),
+        history=tuple(history),
+        scores=_score_table(run, scores),
+        private=run.private,
+        card=None,
+        notices=(),
+        keep_repeats=run.keep_repeats,
+    )
+
+
+def _score_table(run: RunRecord, scores: Mapping[int, float]) -> ScoreTable | None:
+    if run.score_name is None:
+        return None
+    return ScoreTable(run.score_name, scores, MANIFEST_NAME, run.lower_is_better)
+
+
+def _steps(run: RunRecord) -> tuple[int, ...]:
+    return tuple(record.step for record in run.checkpoints if record.step is not None)
+
+
+def _scores(run: RunRecord) -> tuple[float, ...] | None:
+    found = [record.score for record in run.checkpoints if record.score is not None]
+    return tuple(found) if len(found) == len(run.checkpoints) else None
+
+
+def _options(method: MethodRecord, where: str) -> PredictOptions:
+    for key, value, known in (
+        ("name", method.name, METHODS),
+        ("anchor", method.anchor, ANCHORS),
+        ("others", method.others, OTHERS),
+        ("dtype", method.dtype, (None, *DTYPES)),
+    ):
+        if value not in known:
+            raise ManifestError(f"{where}: method.{key} {value!r} is not known to this version")
+    if not 0 < method.damping <= 1:
+        raise ManifestError(f"{where}: method.damping {method.damping:g} is not above 0 up to 1")
+    by_score = method.target_score is not None
+    by_scale = method.scale is not None
+    return PredictOptions(
+        method=method.name,
+        target=TargetOptions(
+            target_step=None if by_score or by_scale else method.target_step,
+            target_score=method.target_score,
+            scale=method.scale,
+        ),
+        rescale=method.rescale is not False,
+        fit_last=_fit_last(method.fit_last),
+        anchor=method.anchor,
+        damping=method.damping,
+        others=method.others,
+        dtype=method.dtype,
+    )
+
+
+def _fit_last(text: str | None) -> int | float | None:
+    if text is None:
+        return None
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError as error:
+        raise ManifestError(f"the manifest's fit_last {text!r} is no number") from error

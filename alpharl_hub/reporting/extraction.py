@@ -1,0 +1,189 @@
+"""Answer `extract`: the factors of every matrix and step as a folder, a run in little space."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from alpharl_hub import strict_json
+from alpharl_hub.errors import ManifestError
+from alpharl_hub.manifest import (
+    KIND_FACTORS,
+    MANIFEST_NAME,
+    SCHEMA,
+    Manifest,
+    RunRecord,
+    VersionsRecord,
+)
+from alpharl_hub.output.folder import (
+    FolderRequest,
+    check_disk,
+    check_output,
+    publish,
+    work_folder_beside,
+    write_file,
+)
+from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
+from alpharl_hub.output.shards import OutputFile, ShardWriter
+from alpharl_hub.prediction.records import factor_records, pool_trust, trust_record
+from alpharl_hub.preparation import Prepared, nearest_middle
+from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
+from alpharl_hub.reporting.factor_files import (
+    INDEX_FILE,
+    FactorWriter,
+    MatrixShape,
+    make_factor_index,
+    plan_factor_files,
+)
+from alpharl_hub.results import Extraction
+from alpharl_hub.trajectory import Trajectory
+from alpharl_hub.version import __version__
+from alpharl_hub.windows.devices import Workers, choose_devices, compute_name, fit_workers
+from alpharl_hub.windows.plan import Window, plan_analysis
+from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+
+LOCAL_PLACES = "local-places.json"
+"""Where local checkpoints lie on this machine, for `predict DIR`; never pushed."""
+
+
+def extract(
+    prepared: Prepared,
+    run: RunRecord,
+    rank: int,
+    output: FolderRequest,
+    compute: Compute,
+    hooks: Hooks,
+) -> Extraction:
+    """Factorise every matrix at every step in one reading and write what comes of it.
+
+    Raises:
+        ResourceError: memory or disk do not suffice; told before anything is read.
+        WriteError: the output cannot be written. SourceError, FitError: nothing good was read.
+    """
+    trajectory = prepared.trajectory
+    check_output(output.folder, output.overwrite)
+    windows = plan_analysis(prepared.scope.matrices)
+    files = plan_factor_files(_shapes(prepared), len(trajectory.history), rank)
+    workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
+    versions = VersionsRecord(__version__, torch.__version__, compute_name(workers.devices))
+    work = output.work_dir or work_folder_beside(output.folder)
+    check_disk(work, sum(file.num_bytes for file in files))
+    with open_journal(work, _identity(run, versions, rank, windows)) as journal:
+        results = _read(prepared, windows, files, rank, work, workers, journal, hooks)
+        manifest = _manifest(prepared, run, versions, rank, results)
+        _add_small_files(work / RESULT_FOLDER, files, manifest, trajectory)
+        publish(work / RESULT_FOLDER, output.folder, output.overwrite)
+    return Extraction(
+        schema=SCHEMA,
+        path=str(output.folder),
+        manifest=str(output.folder / MANIFEST_NAME),
+        num_matrices=len(results),
+        num_bytes=sum(file.num_bytes for file in files),
+        warnings=manifest.warnings,
+    )
+
+
+def _shapes(prepared: Prepared) -> tuple[MatrixShape, ...]:
+    shapes = []
+    for tensor in prepared.scope.matrices:
+        rows, columns = tensor.last.shape
+        shapes.append(MatrixShape(tensor.name, (rows, columns)))
+    return tuple(shapes)
+
+
+def _identity(
+    run: RunRecord, versions: VersionsRecord, rank: int, windows: Sequence[Window]
+) -> Mapping[str, object]:
+    return {
+        "versions": strict_json.to_plain(versions),
+        "run": strict_json.to_plain(run),
+        "rank": rank,
+        "windows": hashlib.sha256(repr(windows).encode()).hexdigest(),
+    }
+
+
+def _read(
+    prepared: Prepared,
+    windows: Sequence[Window],
+    files: Sequence[OutputFile],
+    rank: int,
+    work: Path,
+    workers: Workers,
+    journal: Journal,
+    hooks: Hooks,
+) -> list[MatrixResult]:
+    trajectory = prepared.trajectory
+    writer = ShardWriter(work / RESULT_FOLDER, files)
+    writer.open()
+    factors = FactorWriter(writer, files)
+    middle = nearest_middle(trajectory.steps_T)
+    analyser = WindowAnalyser(trajectory, prepared.scores_T, rank, middle, factors.write)
+    try:
+        by_window = stream(
+            trajectory, windows, analyser, Reading(workers.devices, hooks), MatrixResult, journal
+        )
+        for file in files:
+            writer.complete(file.filename)
+    finally:
+        writer.close()
+    return [result for index in sorted(by_window) for result in by_window[index]]
+
+
+def _manifest(
+    prepared: Prepared,
+    run: RunRecord,
+    versions: VersionsRecord,
+    rank: int,
+    results: Sequence[MatrixResult],
+) -> Manifest:
+    steps_T = prepared.trajectory.steps_T
+    middle = nearest_middle(steps_T)
+    sums = [result.direction for result in results]
+    return Manifest(
+        schema=SCHEMA,
+        kind=KIND_FACTORS,
+        versions=versions,
+        run=run,
+        method=None,
+        rank=rank,
+        trust=trust_record(pool_trust(sums, steps_T, middle), steps_T[middle], None),
+        rounding=None,
+        tensors=factor_records(results, prepared.scope),
+        copied_files=(),
+        warnings=prepared.notices,
+    )
+
+
+def _add_small_files(
+    folder: Path, files: Sequence[OutputFile], manifest: Manifest, trajectory: Trajectory
+) -> None:
+    write_file(folder / MANIFEST_NAME, manifest.to_json().encode())
+    if len(files) > 1:
+        write_file(folder / INDEX_FILE, make_factor_index(files))
+    places = {
+        contents.identity: os.path.abspath(contents.checkpoint.source)
+        for contents in (trajectory.base, trajectory.last)
+        if contents.checkpoint.commit is None
+    }
+    if places:
+        write_file(folder / LOCAL_PLACES, (json.dumps(places, indent=1) + "\n").encode())
+
+
+def read_local_places(folder: Path) -> Mapping[str, str]:
+    """Return where local checkpoints lie, by their fingerprint; empty when nothing is written.
+
+    Raises:
+        ManifestError: the file is damaged.
+    """
+    path = folder / LOCAL_PLACES
+    if not path.is_file():
+        return {}
+    found = strict_json.parse(path.read_bytes(), str(path))
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ManifestError(f"{path}: not a list of places; extract again")
+    return found

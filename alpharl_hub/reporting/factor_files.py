@@ -1,0 +1,173 @@
+"""factors.safetensors: where every matrix's factors lie, written in place and read back.
+
+NAME.u is T x R x M, NAME.sigma T x R, NAME.v T x R x N, NAME.frobenius T; all fp32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from alpharl_hub.errors import ManifestError, SourceError
+from alpharl_hub.numerics.factors import Factors
+from alpharl_hub.output.shards import OutputFile, OutputTensor, ShardWriter, lay_out
+from alpharl_hub.safetensors_header import header_num_bytes, parse_header
+from alpharl_hub.sources.local import LocalFolder
+from alpharl_hub.trajectory import TensorRef
+from alpharl_hub.windows.reader import memory_of
+
+MAX_FILE_BYTES = 5_000_000_000
+SINGLE_FILE = "factors.safetensors"
+INDEX_FILE = "factors.safetensors.index.json"
+FIELDS = ("u", "sigma", "v", "frobenius")
+
+
+@dataclass(frozen=True)
+class MatrixShape:
+    """Name and sides of one matrix."""
+
+    name: str
+    shape: tuple[int, int]
+
+
+def factor_tensors(
+    matrix: MatrixShape, num_steps: int, rank: int
+) -> tuple[OutputTensor, OutputTensor, OutputTensor, OutputTensor]:
+    """Return the four tensors that hold one matrix's factors."""
+    rows, columns = matrix.shape
+
+    def named(field: str, *shape: int) -> OutputTensor:
+        return OutputTensor(f"{matrix.name}.{field}", "F32", shape)
+
+    return (
+        named("u", num_steps, rank, rows),
+        named("sigma", num_steps, rank),
+        named("v", num_steps, rank, columns),
+        named("frobenius", num_steps),
+    )
+
+
+def plan_factor_files(
+    matrices: Sequence[MatrixShape], num_steps: int, rank: int
+) -> tuple[OutputFile, ...]:
+    """Lay out the factors of all matrices, in several files where one would pass 5 GB."""
+    groups: list[list[OutputTensor]] = [[]]
+    total = 0
+    for matrix in matrices:
+        tensors = factor_tensors(matrix, num_steps, rank)
+        num_bytes = 4 * num_steps * (rank * (sum(matrix.shape) + 1) + 1)
+        if groups[-1] and total + num_bytes > MAX_FILE_BYTES:
+            groups.append([])
+            total = 0
+        groups[-1].extend(tensors)
+        total += num_bytes
+    names = [SINGLE_FILE]
+    if len(groups) > 1:
+        count = len(groups)
+        names = [f"factors-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    metadata = {"format": "pt"}
+    return tuple(lay_out(n, group, metadata) for n, group in zip(names, groups, strict=True))
+
+
+class FactorWriter:
+    """Writes factors at their planned places as matrices finish; safe to share between threads."""
+
+    def __init__(self, writer: ShardWriter, files: Sequence[OutputFile]) -> None:
+        self._writer = writer
+        self._refs = {ref.name: ref for file in files for ref in file.tensors}
+
+    def write(self, name: str, factors: Factors) -> None:
+        """Write one matrix's factors; they are on the disk when this returns."""
+        for field, values in (
+            ("u", factors.u_TRM),
+            ("sigma", factors.sigma_TR),
+            ("v", factors.v_TRN),
+            ("frobenius", factors.frobenius_T),
+        ):
+            ref = self._refs[f"{name}.{field}"]
+            host = values.contiguous()
+            assert tuple(host.shape) == ref.shape, (
+                f"{name}.{field}: {host.shape} planned {ref.shape}"
+            )
+            self._writer.write(ref.filename, ref.start, memory_of(host))
+        self._writer.sync(self._refs[f"{name}.u"].filename)
+
+
+class FactorFolder:
+    """Reads the factors of an extract folder, one matrix at a time.
+
+    Args:
+        folder: what `extract` wrote.
+        num_steps: the number of checkpoints that its manifest lists.
+
+    Raises:
+        SourceError: a file is missing. HeaderError: one is no safetensors file.
+        ManifestError: a part of a matrix's factors is missing, or of another kind or shape.
+    """
+
+    def __init__(self, folder: Path, num_steps: int) -> None:
+        self._store = LocalFolder(folder)
+        self._refs: dict[str, TensorRef] = {}
+        files = self._store.files()
+        names = [n for n in files if n.startswith("factors") and n.endswith(".safetensors")]
+        if not names:
+            raise SourceError(f"{folder}: no {SINGLE_FILE}; extract again")
+        for name in names:
+            size = files[name].num_bytes
+            where = f"{folder}/{name}"
+            length = header_num_bytes(self._read(name, 0, min(8, size)), size, where)
+            header = parse_header(self._read(name, 8, 8 + length), size, where)
+            for t in header.tensors:
+                self._refs[t.name] = TensorRef(t.name, t.dtype, t.shape, name, t.start, t.stop)
+        for matrix in self.names():
+            self._check(matrix, num_steps)
+
+    def _check(self, name: str, num_steps: int) -> None:
+        shapes = [r.shape if r and r.dtype == "F32" else () for r in self._fields(name)]
+        u, sigma, v, frobenius = shapes
+        good = len(u) == 3 and len(v) == 3 and sigma == u[:2] == v[:2] and u[1] > 0
+        if not good or frobenius != sigma[:1] or frobenius != (num_steps,):
+            raise ManifestError(
+                f"the factors of {name} are not u, sigma, v and frobenius of {num_steps} steps in "
+                "fp32; extract again"
+            )
+
+    def _fields(self, name: str) -> list[TensorRef | None]:
+        return [self._refs.get(f"{name}.{field}") for field in FIELDS]
+
+    def _read(self, filename: str, start: int, stop: int) -> bytes:
+        buffer = bytearray(stop - start)
+        self._store.read_into(filename, start, memoryview(buffer))
+        return bytes(buffer)
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the matrices, in the order of the file."""
+        return tuple(n.removesuffix(".sigma") for n in self._refs if n.endswith(".sigma"))
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """Return the sides of a matrix."""
+        return self._refs[f"{name}.u"].shape[-1], self._refs[f"{name}.v"].shape[-1]
+
+    def read(self, name: str) -> Factors:
+        """Read one matrix's factors."""
+        u, sigma, v, frobenius = (self._tensor(ref) for ref in self._fields(name))
+        return Factors(u, sigma, v, frobenius)
+
+    def _tensor(self, ref: TensorRef | None) -> torch.Tensor:
+        assert ref is not None, "checked when the folder was opened"
+        if ref.num_elements == 0:
+            return torch.zeros(ref.shape)
+        data = bytearray(self._read(ref.filename, ref.start, ref.stop))
+        return torch.frombuffer(data, dtype=torch.float32).view(ref.shape)
+
+
+def make_factor_index(files: Sequence[OutputFile]) -> bytes:
+    """Write the index of factors in several files."""
+    weight_map = {ref.name: file.filename for file in files for ref in file.tensors}
+    total_size = sum(ref.num_bytes for file in files for ref in file.tensors)
+    index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+    return (json.dumps(index, indent=2) + "\n").encode()

@@ -1,0 +1,158 @@
+"""Answer `report`: the spectrum of every matrix over all steps, and how linear it moves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from alpharl_hub.manifest import Manifest, Notice, TrustRecord
+from alpharl_hub.module_names import layer_and_group
+from alpharl_hub.numerics.factors import Factors, quality_of
+from alpharl_hub.prediction.records import pool_trust, trust_record
+from alpharl_hub.preparation import Prepared, nearest_middle
+from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
+from alpharl_hub.reporting.factor_files import FactorFolder
+from alpharl_hub.results import SCHEMA, ModuleSpectrum, ReportSummary, SpectralReport
+from alpharl_hub.scope import ScopedTensor
+from alpharl_hub.windows.devices import choose_devices, fit_workers
+from alpharl_hub.windows.plan import plan_analysis
+from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+
+QUICK_LAYERS = 4
+"""How many layers `report --quick` reads: the first, the last, and two between."""
+
+_LOW_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Clockwork:
+    """The steps and scores of a history."""
+
+    steps_T: tuple[int, ...]
+    scores_T: tuple[float, ...] | None
+    score_name: str | None
+
+
+def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> SpectralReport:
+    """Read every matrix (or a sample of layers) at every step once, and describe it.
+
+    Raises:
+        ResourceError: memory does not suffice; told before anything is read.
+        SourceError, FitError: something cannot be read, or holds NaN.
+    """
+    trajectory = prepared.trajectory
+    clockwork = Clockwork(
+        trajectory.steps_T,
+        prepared.scores_T,
+        trajectory.scores.name if trajectory.scores else None,
+    )
+    matrices = prepared.scope.matrices
+    chosen = sample_layers(matrices, QUICK_LAYERS) if quick else matrices
+    windows = plan_analysis(chosen)
+    found: dict[str, ModuleSpectrum] = {}
+    lock = threading.Lock()
+
+    def keep(name: str, factors: Factors) -> None:
+        described = describe(name, factors, clockwork)
+        with lock:
+            found[name] = described
+
+    middle = nearest_middle(trajectory.steps_T)
+    workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
+    work = WindowAnalyser(trajectory, prepared.scores_T, 1, middle, keep)
+    reading = Reading(workers.devices, hooks)
+    results = stream(trajectory, windows, work, reading, MatrixResult)
+    sums = [result.direction for i in sorted(results) for result in results[i]]
+    trust = trust_record(
+        pool_trust(sums, trajectory.steps_T, middle), trajectory.steps_T[middle], None
+    )
+    modules = tuple(found[tensor.name] for tensor in chosen)
+    return make_report(modules, clockwork, len(matrices), trust, prepared.notices)
+
+
+def report_factors(folder: Path, manifest: Manifest) -> SpectralReport:
+    """Describe an extract folder; nothing else is read.
+
+    Raises:
+        SourceError, ManifestError: the folder lacks something.
+    """
+    records = manifest.run.checkpoints
+    scores = [record.score for record in records if record.score is not None]
+    clockwork = Clockwork(
+        tuple(record.step for record in records if record.step is not None),
+        tuple(scores) if len(scores) == len(records) else None,
+        manifest.run.score_name,
+    )
+    factors = FactorFolder(folder, len(records))
+    modules = tuple(describe(name, factors.read(name), clockwork) for name in factors.names())
+    return make_report(modules, clockwork, len(modules), manifest.trust, manifest.warnings)
+
+
+def describe(name: str, factors: Factors, clockwork: Clockwork) -> ModuleSpectrum:
+    """Describe one matrix by its first triplets."""
+    quality = quality_of(factors, clockwork.steps_T, clockwork.scores_T)
+    return ModuleSpectrum(
+        name=name,
+        shape=(factors.u_TRM.shape[-1], factors.v_TRN.shape[-1]),
+        sigma=tuple(factors.sigma_TR[:, 0].tolist()),
+        frobenius=tuple(factors.frobenius_T.tolist()),
+        rank1_share=factors.rank1_share_T,
+        drift=factors.drift_T,
+        q2_step=quality.q2_step,
+        q2_score=quality.q2_score,
+        r2_step_in_sample=quality.r2_step_in_sample,
+    )
+
+
+def make_report(
+    modules: tuple[ModuleSpectrum, ...],
+    clockwork: Clockwork,
+    num_matrices_in_run: int,
+    trust: TrustRecord | None,
+    notices: Sequence[Notice],
+) -> SpectralReport:
+    """Sum matrices up into a report."""
+    share = _median([module.rank1_share[-1] for module in modules])
+    warnings = list(notices)
+    if share is not None and share < _LOW_SHARE:
+        message = (
+            f"the first direction holds {share:.0%} of the update (median): rank-1 methods lose "
+            "the rest, linear ones do not"
+        )
+        warnings.append(Notice("low_rank1_share", message))
+    summary = ReportSummary(
+        num_matrices=len(modules),
+        num_matrices_in_run=num_matrices_in_run,
+        rank1_share=share,
+        drift_first_to_last=_median([module.drift[0] for module in modules]),
+        q2_step=_median([module.q2_step for module in modules]),
+        q2_score=_median([module.q2_score for module in modules]),
+        r2_step_in_sample=_median([module.r2_step_in_sample for module in modules]),
+        trust=trust,
+    )
+    return SpectralReport(
+        schema=SCHEMA,
+        steps=clockwork.steps_T,
+        sampled=len(modules) < num_matrices_in_run,
+        score_name=clockwork.score_name,
+        modules=modules,
+        summary=summary,
+        warnings=tuple(warnings),
+    )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return median(present) if present else None
+
+
+def sample_layers(matrices: Sequence[ScopedTensor], count: int) -> tuple[ScopedTensor, ...]:
+    """Take the matrices of `count` layers spread evenly, and those outside of any layer."""
+    layers = sorted({layer for t in matrices if (layer := layer_and_group(t.name)[0]) is not None})
+    if len(layers) <= count:
+        return tuple(matrices)
+    chosen = {layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)}
+    return tuple(t for t in matrices if layer_and_group(t.name)[0] in chosen | {None})

@@ -1,0 +1,1 @@
+"""One reading of a trajectory: cut into windows, planned, read, handed to workers."""

@@ -1,0 +1,84 @@
+"""Which devices compute, and how many workers a memory budget allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from alpharl_hub.errors import ResourceError
+from alpharl_hub.windows.plan import Window, peak_memory_bytes
+
+_MAX_CPU_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Workers:
+    """One worker for each entry of `devices`; `peak_memory_bytes` bounds the whole process."""
+
+    devices: tuple[str, ...]
+    peak_memory_bytes: int
+
+
+def choose_devices(requested: Sequence[str]) -> tuple[str, ...]:
+    """Return the devices asked for, else all visible GPUs, else the CPU with a few workers.
+
+    Raises:
+        ResourceError: a device that is not there.
+    """
+    if requested:
+        return tuple(_checked(name) for name in requested)
+    if torch.cuda.is_available():
+        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+    return ("cpu",) * max(1, min(_MAX_CPU_WORKERS, (os.cpu_count() or 1) // 2))
+
+
+def _checked(name: str) -> str:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ResourceError(f"--devices {name}: no device; write cpu or cuda:0") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ResourceError(f"--devices {name}: {count} CUDA devices are visible here")
+        return f"cuda:{device.index or 0}"
+    if device.type != "cpu":
+        raise ResourceError(f"--devices {name}: only cpu and cuda devices are supported")
+    return "cpu"
+
+
+def fit_workers(
+    windows: Sequence[Window],
+    devices: Sequence[str],
+    num_deltas_held: int,
+    kept_bytes: int,
+    memory_bytes: int | None,
+) -> Workers:
+    """Take as many workers as the budget allows; results do not depend on how many.
+
+    Raises:
+        ResourceError: not even one fits; the message says what is needed.
+    """
+    for count in range(min(len(devices), max(1, len(windows))), 0, -1):
+        peak = peak_memory_bytes(windows, count, num_deltas_held, kept_bytes)
+        if memory_bytes is None or peak <= memory_bytes:
+            return Workers(tuple(devices[:count]), peak)
+    minimum = peak_memory_bytes(windows, 1, num_deltas_held, kept_bytes)
+    raise ResourceError(
+        f"--memory {memory_bytes}: the largest tensors need {minimum / 1e9:.3g} GB at the least "
+        f"(--memory {-(-minimum // 10**6)}MB)"
+    )
+
+
+def compute_name(devices: Sequence[str]) -> str:
+    """Name what results are reproducible on, to the bit: instruction set, or GPU model."""
+    names = set()
+    for device in devices:
+        if device.startswith("cuda"):
+            names.add(torch.cuda.get_device_name(device))
+        else:
+            names.add(f"cpu {torch.backends.cpu.get_cpu_capability()}")
+    return ", ".join(sorted(names))

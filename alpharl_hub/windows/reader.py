@@ -1,0 +1,103 @@
+"""Reads the parts of a window from one checkpoint into memory, and views them as tensors.
+
+Numerical convention: nothing is computed here; tensors have the stored dtype.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+
+import torch
+from torch import Tensor
+
+from alpharl_hub.byte_ranges import PlannedRange, dest_starts, plan_ranges
+from alpharl_hub.trajectory import CheckpointContents, TensorRef
+from alpharl_hub.windows.plan import MAX_RANGE_BYTES, Window, read_once
+
+StoredTensors = Mapping[int, Tensor]
+"""Tensors on the worker's device by the part's place in its window; not floating: as bytes."""
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+class WindowReader:
+    """Reads from the base and the history of one trajectory.
+
+    Args:
+        base: read at position BASE.
+        history: read at positions 0 to T - 1.
+        on_bytes: told the number of bytes after each piece that was read; called from any thread.
+    """
+
+    def __init__(
+        self,
+        base: CheckpointContents,
+        history: Sequence[CheckpointContents],
+        on_bytes: Callable[[int], None],
+    ) -> None:
+        self._contents = (*history, base)  # BASE is -1
+        self._on_bytes = on_bytes
+
+    def read(
+        self, window: Window, position: int, device: str, pool: ThreadPoolExecutor
+    ) -> StoredTensors:
+        """Read what a window needs of one checkpoint, its pieces side by side."""
+        contents = self._contents[position]
+        reads = window.reads_at(position)
+        refs = read_once([ref for _, ref in reads])
+        pinned = torch.device(device).type == "cuda"
+        host = torch.empty(sum(r.num_bytes for r in refs), dtype=torch.uint8, pin_memory=pinned)
+        buffer = memory_of(host)
+        pieces = plan_ranges(refs, MAX_RANGE_BYTES)
+
+        def read_piece(piece: PlannedRange) -> None:
+            path = contents.path_of(piece.source.filename)
+            target = buffer[piece.dest_start : piece.dest_stop]
+            contents.store.read_into(path, piece.source.start, target)
+            self._on_bytes(piece.source.num_bytes)
+
+        futures = [pool.submit(read_piece, piece) for piece in pieces]
+        wait(futures)
+        for future in futures:
+            future.result()
+        return _views(reads, dest_starts(refs), host, device)
+
+
+def memory_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous CPU tensor, writable, without a copy and without numpy.
+
+    The caller keeps the tensor alive as long as the view is used.
+    """
+    num_bytes = tensor.numel() * tensor.element_size()
+    array = (ctypes.c_uint8 * num_bytes).from_address(tensor.data_ptr())
+    return memoryview(array).cast("B")
+
+
+def _views(
+    reads: Sequence[tuple[int, TensorRef]],
+    starts: Mapping[TensorRef, int],
+    host: Tensor,
+    device: str,
+) -> StoredTensors:
+    """Cut the buffer into tensors; on a GPU after one copy of the whole."""
+    on_device = host.to(device, non_blocking=True)
+    found: dict[int, Tensor] = {}
+    for place, ref in reads:
+        start = starts[ref]
+        raw = on_device[start : start + ref.num_bytes]
+        dtype = TORCH_DTYPES.get(ref.dtype)
+        if dtype is None:
+            found[place] = raw
+            continue
+        # A header of odd length shifts what follows it; a view needs its dtype's alignment.
+        if raw.storage_offset() % dtype.itemsize:
+            raw = raw.clone()
+        found[place] = raw.view(dtype).view(ref.shape)
+    return found

@@ -1,0 +1,118 @@
+"""One reading of a trajectory: windows through workers, results into a journal, progress told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from alpharl_hub import strict_json
+from alpharl_hub.errors import WriteError
+from alpharl_hub.executors.local import LocalExecutor, WindowReads
+from alpharl_hub.trajectory import Trajectory
+from alpharl_hub.windows.plan import Window, read_cost
+from alpharl_hub.windows.reader import WindowReader
+
+Result = TypeVar("Result")
+
+
+def _no_progress(done_bytes: int, total_bytes: int) -> None:
+    """Nobody watches."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the library tells while it works, and how it is stopped.
+
+    `on_progress(done_bytes, total_bytes)` is called from any thread, in order; `stop` is set to end
+    soon, with everything kept that was finished.
+    """
+
+    on_progress: Callable[[int, int], None] = _no_progress
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where the work is done (all GPUs or the CPU when empty), and with how much memory at most."""
+
+    devices: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+
+
+class Results(Protocol):
+    """Where finished windows are kept: the journal."""
+
+    results: dict[str, object]
+
+    def record(self, key: str, result: object) -> None:
+        """Keep one result for good."""
+        ...
+
+
+class ByteCounter:
+    """Adds up bytes from many threads and tells the sum."""
+
+    def __init__(self, total_bytes: int, tell: Callable[[int, int], None]) -> None:
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes that were read."""
+        with self._lock:
+            self._done_bytes += num_bytes
+            self._tell(self._done_bytes, self._total_bytes)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How one reading is done: the workers' devices, and who is told."""
+
+    devices: Sequence[str]
+    hooks: Hooks
+
+
+def stream(
+    trajectory: Trajectory,
+    windows: Sequence[Window],
+    work: Callable[[WindowReads, str], tuple[Result, ...]],
+    reading: Reading,
+    result_type: type[Result],
+    journal: Results | None = None,
+    on_window: Callable[[Window], None] | None = None,
+) -> dict[int, tuple[Result, ...]]:
+    """Read all windows once and return each one's results by its index.
+
+    With a journal, windows that it holds are not read again, and every new result is kept there
+    before `on_window` is told.
+    """
+    found = _known(journal, result_type)
+    todo = [window for window in windows if window.index not in found]
+    counter = ByteCounter(read_cost(todo)[0], reading.hooks.on_progress)
+    reader = WindowReader(trajectory.base, trajectory.history, counter.add)
+    executor = LocalExecutor(reader, work, reading.devices, reading.hooks.stop)
+    for window, results in executor.run(todo):
+        if journal is not None:
+            journal.record(f"window {window.index}", strict_json.to_plain(results))
+        found[window.index] = results
+        if on_window is not None:
+            on_window(window)
+    return found
+
+
+def _known(journal: Results | None, result_type: type[Result]) -> dict[int, tuple[Result, ...]]:
+    found: dict[int, tuple[Result, ...]] = {}
+    for key, result in (journal.results if journal else {}).items():
+        kind, _, index = key.partition(" ")
+        if kind == "window":
+            found[int(index)] = _load(result_type, result, key)
+    return found
+
+
+def _load(result_type: type[Result], value: Any, where: str) -> tuple[Result, ...]:
+    if not isinstance(value, list):
+        raise WriteError(f"the journal's {where} is no list; delete the work folder")
+    return tuple(strict_json.from_plain(result_type, item, where) for item in value)
