@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from alpharl_hub.output.folder import FolderRequest
+from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.output.folder import FolderRequest, check_output
 from alpharl_hub.prediction.delivery import Destination
 from alpharl_hub.prediction.predict import PredictOptions, plan_subject, predict
 from alpharl_hub.prediction.subjects import (
@@ -37,6 +38,10 @@ def inspect_run(
     Raises:
         SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ResourceError.
     """
+    if is_factor_folder(request.run):
+        raise TrajectoryError(
+            f"{request.run}: a folder of factors, not a run; report and predict read it"
+        )
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=False)
     target = options.target
     if (target.target_step, target.target_score, target.scale) == (None, None, None):
@@ -82,6 +87,7 @@ def extract_run(
     Raises:
         SourceError, HeaderError, TrajectoryError, FitError, ResourceError, WriteError.
     """
+    check_output(output.folder, output.overwrite)
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
     return extract(prepared, run_record(prepared, scope), rank, output, compute, hooks)
 
@@ -100,6 +106,7 @@ def predict_run(
         SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ManifestError,
         ResourceError, WriteError, PushError.
     """
+    destination.check()
     if is_factor_folder(request.run):
         subject = factor_subject(request)
     else:
@@ -119,5 +126,6 @@ def repeat_run(
     Raises:
         As `predict_run`.
     """
+    destination.check()
     subject, options = recorded_subject(manifest, request)
     return predict(plan_subject(subject, options), destination, compute, hooks)

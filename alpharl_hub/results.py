@@ -27,6 +27,7 @@ class ListedCheckpoint:
     source: str
     revision: str | None
     commit: str | None
+    folder: str
     selected: bool
     score: float | None
     dtype: str | None

@@ -440,12 +440,12 @@ CASES = {
     ),
     "a score is missing": Case(
         "./run --base ./base --scores gap.json --target-score 0.9",
-        ("--target-score needs the score of every checkpoint",),
+        ("gap.json: no 'score' for step", "leave these checkpoints out with --steps"),
         only=PREDICT,
     ),
     "scores of other steps": Case(
         "./run --base ./base --scores strangers.json --target-score 0.9",
-        ("--target-score needs the score of every checkpoint",),
+        ("strangers.json: no 'score' for step 10, 20", "(steps with a score: 11 to 41)"),
         only=PREDICT,
     ),
     "scores that are words": Case(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hub_fixtures import wide_line
-from safetensors.torch import load
+from safetensors.torch import load, save_file
 from trajectories import (
     Q_PROJ,
     Run,
@@ -20,9 +21,11 @@ from trajectories import (
 
 from alpharl_hub.errors import AlphaRLError, ScoreError, SourceError, TrajectoryError
 from alpharl_hub.sources.base_choice import base_model_of_card
+from alpharl_hub.sources.contents import open_contents
+from alpharl_hub.sources.local import LocalFolder
 from alpharl_hub.sources.local_run import could_be_repo, is_local
 from alpharl_hub.sources.opening import RunRequest, open_trajectory
-from alpharl_hub.trajectory import CheckpointContents, Trajectory
+from alpharl_hub.trajectory import Checkpoint, CheckpointContents, Trajectory
 
 STEPS = (20, 100, 300)
 LINE = rank_one_line(size=5e-6)
@@ -450,3 +453,16 @@ def test_a_file_that_ends_early_while_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=rf"{path}: ends at byte {ref.stop - 100}, 100 too early"):
         stored_bytes(last, Q_PROJ)
     assert (run.root / "step_20").is_dir()
+
+
+def test_index_that_names_more_than_the_files_hold_is_refused(tmp_path: Path) -> None:
+    """A tensor that only the index knows is an upload cut short, and is named."""
+    folder = tmp_path / "checkpoint-10"
+    folder.mkdir()
+    save_file({"a": torch.ones(2, 2)}, folder / "model-00001-of-00001.safetensors")
+    weight_map = dict.fromkeys(("a", "b"), "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = Checkpoint(10, str(folder), None, None, "")
+    with pytest.raises(SourceError, match="no file holds b, which it names"):
+        open_contents(checkpoint, LocalFolder(folder))

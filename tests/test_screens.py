@@ -152,6 +152,7 @@ def checkpoint(step: int, *, selected: bool = True) -> ListedCheckpoint:
         source="org/run",
         revision=f"step_{step}",
         commit=f"{step:08d}" + "f" * 32,
+        folder="",
         selected=selected,
         score=0.5 + step / 1000 if selected else None,
         dtype="BF16" if selected else None,
@@ -331,7 +332,7 @@ def test_the_first_lines_answer_the_three_questions() -> None:
         "Weakest   group self_attn.q_proj (Q^2 0.41, share 0.49) "
         "and layer 0 (Q^2 0.65, share 0.59)",
         "Drift     26 degrees from the first checkpoint's direction to the last one's",
-        "Trust     steady: safe to 2.5 x (first half against second: cosine 0.95)",
+        "Trust     steady: safe to 2.5 x",
         "Warning   loading casts the weights",
     ]
 

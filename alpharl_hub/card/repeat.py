@@ -17,7 +17,9 @@ def run_repo(run: RunRecord) -> str | None:
 
 def how_to_repeat(run: RunRecord, method: MethodRecord) -> str:
     """Return the section that says how to make the same model again."""
-    commands = [f"alpharl-hub predict --from {MANIFEST_NAME} -o predicted"]
+    is_local = any(record.commit is None for record in run.checkpoints)
+    words = (" RUN" if is_local else "") + (" --base BASE" if run.base.commit is None else "")
+    commands = [f"alpharl-hub predict{words} --from {MANIFEST_NAME} -o predicted"]
     place = _run_argument(run)
     if place is not None:
         commands += ["", "# the same, spelt out", _command(place, run, method)]

@@ -225,6 +225,8 @@ def _columns(selected: Sequence[ListedCheckpoint]) -> list[tuple[str, list[str]]
 
 def places(checkpoints: Sequence[ListedCheckpoint]) -> list[str]:
     """Name where each checkpoint lies by what tells it from the others: revision or folder."""
+    if len({c.folder for c in checkpoints}) > 1:
+        return [c.folder for c in checkpoints]
     if len({c.source for c in checkpoints}) < 2:
         return [c.revision or re.split(r"[/\\]", c.source)[-1] for c in checkpoints]
     parts = [re.split(r"[/\\]", c.source) for c in checkpoints]

@@ -149,9 +149,7 @@ def _print_answers(
             console, "Drift", f"{drift} from the first checkpoint's direction to the last one's"
         )
     if summary.trust is not None:
-        cosine = summary.trust.cosine
-        measured = "" if cosine is None else f" (first half against second: cosine {cosine:.2f})"
-        print_labelled(console, "Trust", f"{summary.trust.verdict}{measured}")
+        print_labelled(console, "Trust", summary.trust.verdict)
 
 
 def _rank1_answer(report: SpectralReport, placed: Sequence[_Placed]) -> str:

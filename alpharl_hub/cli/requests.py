@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import threading
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from alpharl_hub.cli.options import split_list
 from alpharl_hub.cli.running import tell_wait
@@ -106,6 +108,10 @@ def check_method_options(options: Mapping[str, Any]) -> None:
         if name not in known and options[name] != unset:
             flag = "--no-rescale" if name == "rescale" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} has no meaning for --method {options['method']}")
+    for name in ("target_step", "target_score", "scale"):
+        if options[name] is not None and not math.isfinite(options[name]):
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{flag} {options[name]}: give a finite number")
     targets = [n for n in ("target_step", "target_score", "scale") if options[n] is not None]
     if len(targets) > 1:
         named = " and ".join(f"--{name.replace('_', '-')}" for name in targets)
@@ -214,15 +220,31 @@ def push_hooks(options: Mapping[str, Any], stop: threading.Event) -> PushHooks:
 
 def next_command(run: str, inspection: Inspection, options: Mapping[str, Any]) -> str:
     """Write the command that a user would want after inspect, ready to paste."""
-    words = ["alpharl-hub", "predict", run]
-    for name in ("base", "steps", "until", "scores", "score_key", "include", "exclude"):
-        if options[name] is not None:
-            words += [f"--{name.replace('_', '-')}", str(options[name])]
-    for name, step in options["at"]:
-        words += ["--at", f"{name}={step}"]
-    target = options["target_step"]
-    if target is None:
-        used = [c.step for c in inspection.checkpoints if c.selected]
-        target = 2 * max(used)
-    words += ["--target-step", f"{target:g}", "-o", f"./predicted-{target:g}"]
-    return shlex.join(words)
+    words = ["alpharl-hub", "predict", run, *_given_words(options)]
+    has_target = any(options[name] is not None for name in ("target_step", "target_score", "scale"))
+    if not has_target:
+        last = max(c.step for c in inspection.checkpoints if c.selected)
+        words += ["--target-step", str(2 * last)]
+    return shlex.join([*words, "-o", "./predicted"])
+
+
+_NOT_REPEATED = frozenset({"token", "as_json", "quiet", "verbose"})
+
+
+def _given_words(options: Mapping[str, Any]) -> list[str]:
+    """Write again the options that the user gave, as they stand in --help."""
+    context = click.get_current_context()
+    words: list[str] = []
+    for param in context.command.params:
+        name = param.name or ""
+        is_given = context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        if not isinstance(param, click.Option) or not is_given or name in _NOT_REPEATED:
+            continue
+        value, flag = options[name], max(param.opts, key=len)
+        if param.is_flag:
+            words.append(flag if value else param.secondary_opts[0])
+        elif param.multiple:
+            words += [word for at, step in value for word in (flag, f"{at}={step}")]
+        else:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return words

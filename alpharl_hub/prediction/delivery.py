@@ -64,6 +64,15 @@ class Destination:
     license_id: str | None = None
     push: PushRequest | None = None
 
+    def check(self) -> None:
+        """Refuse a folder that cannot be taken, before anything is read.
+
+        Raises:
+            WriteError: it is not empty, or no folder.
+        """
+        if self.folder is not None:
+            check_output(self.folder, self.overwrite)
+
 
 class Delivery:
     """The output while it is made: writer, journal, and what happens to finished shards."""
@@ -153,11 +162,9 @@ def open_delivery(
     """Open the work folder, new or as an earlier start left it; it goes when all is delivered.
 
     Raises:
-        WriteError: the output is not empty, another process works there, or it holds another run.
+        WriteError: another process works there, or it holds another run.
         ResourceError: the disk is too small. PushError: the push could not end well.
     """
-    if destination.folder is not None:
-        check_output(destination.folder, destination.overwrite)
     check_disk(work, _needed_bytes(destination, plan, work))
     upload = destination.push.begin(private_inputs) if destination.push else None
     with open_journal(work, identity) as journal:

@@ -42,6 +42,7 @@ from alpharl_hub.push.model_upload import DEFAULT_BRANCH
 from alpharl_hub.reporting.factor_files import FactorFolder
 from alpharl_hub.results import PredictedOutput, Prediction
 from alpharl_hub.scope import Scope
+from alpharl_hub.scores.table import require_scores
 from alpharl_hub.sources.contents import card_text
 from alpharl_hub.trajectory import CheckpointContents, Trajectory
 from alpharl_hub.version import __version__
@@ -110,7 +111,10 @@ def plan_subject(subject: Subject, options: PredictOptions) -> Setting:
     Raises:
         FitError: the method has no answer for this target. ScoreError: no usable scores.
     """
-    lower = subject.trajectory.scores.lower_is_better if subject.trajectory.scores else False
+    scores = subject.trajectory.scores
+    if scores is not None and options.target.target_score is not None:
+        require_scores(scores, subject.steps_T)
+    lower = scores.lower_is_better if scores is not None else False
     target = resolve_target(
         options.method, subject.steps_T, subject.scores_T, options.target, lower
     )
@@ -130,10 +134,11 @@ def plan_subject(subject: Subject, options: PredictOptions) -> Setting:
     trajectory = subject.trajectory
     plan = plan_prediction(subject.scope, trajectory.base, trajectory.history, decider, dtype)
     recipe = _recipe(subject, options, target, method, others, last_position)
+    stored = subject.last.dtype
     notices = (
         *subject.notices,
         *target.notices,
-        *dtype_notice(described_by(subject.last, trajectory.base), dtype or subject.last.dtype),
+        *(() if dtype else dtype_notice(described_by(subject.last, trajectory.base), stored)),
     )
     return Setting(subject, options, target, recipe, plan, notices)
 

@@ -86,7 +86,10 @@ def _by_score(
         words += f", at step {bracket.step_logit:.0f} by a line of its logit"
     notices = (Notice("score_bracket", words), *_step_notices(step, steps_T))
     if step < steps_T[0]:
-        raise FitError(f"{words}, before the first checkpoint of the history ({steps_T[0]})")
+        raise FitError(
+            f"{words}, before the first checkpoint of the history ({steps_T[0]}); ask for a better "
+            "score"
+        )
     if method == "alpharl":
         return ResolvedTarget(Clock(steps_T, target, scores_T, by_score=True), step, notices)
     return ResolvedTarget(Clock(steps_T, step, scores_T), step, notices)

@@ -23,7 +23,6 @@ from alpharl_hub.manifest import (
 from alpharl_hub.output.folder import (
     FolderRequest,
     check_disk,
-    check_output,
     publish,
     work_folder_beside,
     write_file,
@@ -66,7 +65,6 @@ def extract(
         WriteError: the output cannot be written. SourceError, FitError: nothing good was read.
     """
     trajectory = prepared.trajectory
-    check_output(output.folder, output.overwrite)
     windows = plan_analysis(prepared.scope.matrices)
     files = plan_factor_files(_shapes(prepared), len(trajectory.history), rank)
     workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)

@@ -68,6 +68,7 @@ def _one(
         source=checkpoint.source,
         revision=checkpoint.revision,
         commit=checkpoint.commit,
+        folder=checkpoint.folder,
         selected=contents is not None,
         score=score,
         dtype=contents.dtype if contents else None,

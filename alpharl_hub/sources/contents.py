@@ -60,6 +60,12 @@ def open_contents(checkpoint: Checkpoint, store: CheckpointStore) -> CheckpointC
         headers.append(raw)
         metadata[stored.filename] = header.metadata
         _enter_tensors(checkpoint, tensors, header.tensors)
+    absent = sorted(reader.indexed - set(tensors))
+    if absent:
+        raise SourceError(
+            f"{reader.where(INDEX_FILE)}: no file holds {absent[0]}, which it names; is the upload "
+            "complete?"
+        )
     return CheckpointContents(
         checkpoint=checkpoint,
         store=store,
@@ -97,6 +103,7 @@ class _Reader:
         self.files = files
         self.prefix = f"{folder}/" if folder else ""
         self.num_bytes_read = 0
+        self.indexed: frozenset[str] = frozenset()
 
     def where(self, name: str) -> str:
         return f"{self.checkpoint.label}: {self.prefix}{name}"
@@ -146,6 +153,7 @@ class _Reader:
         weight_map = self.json_object(INDEX_FILE).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise SourceError(f"{self.where(INDEX_FILE)}: has no weight_map; store it again")
+        self.indexed = frozenset(weight_map)
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
             if len(PurePosixPath(name).parts) != 1 or name in (".", "..") or "\\" in name:
