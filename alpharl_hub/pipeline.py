@@ -87,7 +87,7 @@ def extract_run(
     Raises:
         SourceError, HeaderError, TrajectoryError, FitError, ResourceError, WriteError.
     """
-    check_output(output.folder, output.overwrite)
+    check_output(output.folder, output.overwrite, output.work_dir)
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
     return extract(prepared, run_record(prepared, scope), rank, output, compute, hooks)
 

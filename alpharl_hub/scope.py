@@ -17,6 +17,7 @@ _QUANTIZED = re.compile(
 _PREFIXES = ("module.", "_orig_mod.", "model.language_model.")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "tok_embeddings.weight")
 _MIN_COMMON_SHARE = 0.9
+_LEFT_OUT = ("not in --include", "in --exclude")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class ScopedTensor:
     def is_matrix(self) -> bool:
         """Whether it is a matrix in scope."""
         return self.excluded_because is None
+
+    @property
+    def is_left_out(self) -> bool:
+        """Whether it would be a matrix in scope but for --include and --exclude."""
+        return self.excluded_because in _LEFT_OUT
 
 
 @dataclass(frozen=True)
@@ -144,9 +150,9 @@ def _filter(tensor: ScopedTensor, include: str | None, exclude: str | None) -> S
     if not tensor.is_matrix:
         return tensor
     if include is not None and not _search("--include", include, tensor.name):
-        return replace(tensor, excluded_because="not in --include")
+        return replace(tensor, excluded_because=_LEFT_OUT[0])
     if exclude is not None and _search("--exclude", exclude, tensor.name):
-        return replace(tensor, excluded_because="in --exclude")
+        return replace(tensor, excluded_because=_LEFT_OUT[1])
     return tensor
 
 

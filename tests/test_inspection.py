@@ -78,6 +78,7 @@ def test_run_is_described_as_it_lies_there(run: Run, tmp_path: Path) -> None:
             "source": str(folder),
             "revision": None,
             "commit": None,
+            "folder": "",
             "selected": selected,
             "score": checkpoint["step"] / 100 if selected else None,
             "dtype": "BF16" if selected else None,

@@ -134,19 +134,19 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_killed_at_random_it_goes_on_to_the_same_bytes(
     run: Run, whole: str, tmp_path: Path, start: Start
 ) -> None:
-    """SIGINT, SIGTERM and SIGKILL at random sizes of the journal; the end is as undisturbed."""
+    """SIGINT, SIGTERM and SIGKILL at random sizes of the journal, each start with other workers."""
     seed = random.randrange(1 << 30)
     source = random.Random(seed)
     output = tmp_path / "out"
-    arguments = ["predict", *run.arguments("-o", str(output), *TARGET), "--devices", "cpu,cpu"]
+    arguments = ["predict", *run.arguments("-o", str(output), *TARGET), "--devices"]
     # The whole journal has 190 kB, so that each is struck well before the end.
-    for number, status, most_bytes in (
-        (signal.SIGINT, 130, 35_000),
-        (signal.SIGTERM, 143, 70_000),
-        (signal.SIGKILL, -9, 105_000),
-        (signal.SIGKILL, -9, 140_000),
+    for number, status, most_bytes, devices in (
+        (signal.SIGINT, 130, 35_000, "cpu,cpu"),
+        (signal.SIGTERM, 143, 70_000, "cpu"),
+        (signal.SIGKILL, -9, 105_000, "cpu,cpu,cpu"),
+        (signal.SIGKILL, -9, 140_000, "cpu"),
     ):
-        child = start(*arguments)
+        child = start(*arguments, devices)
         before = child.journal_bytes()
         assert child.wait_for_journal(source.randrange(before + 1, most_bytes)), seed
         code, seconds, stderr = child.signal(number)
@@ -154,7 +154,7 @@ def test_killed_at_random_it_goes_on_to_the_same_bytes(
         assert seconds < 5
         assert not output.exists(), seed
         assert ("goes on from here" in stderr) == (number != signal.SIGKILL)
-    assert start(*arguments).finish()[:2] == (0, f"{output}\n"), seed
+    assert start(*arguments, "cpu,cpu").finish()[:2] == (0, f"{output}\n"), seed
     assert digest(output) == whole, seed
     assert os.listdir(tmp_path) == ["out"]
 
@@ -311,6 +311,17 @@ def test_finished_output_is_replaced_only_when_told(run: Run, tmp_path: Path) ->
     assert digest(output) != before
     assert not (output / "notes.txt").exists()
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_work_dir_in_the_output_is_refused(run: Run, tmp_path: Path) -> None:
+    """What is swapped as a whole cannot hold the work: refused, and the old output stays."""
+    output = tmp_path / "out"
+    predict(run, output, *TARGET)
+    for work in (output, output / "work"):
+        options = ("-o", str(output), "--overwrite", "--work-dir", str(work))
+        for name, more in (("predict", TARGET), ("extract", ())):
+            assert "lies in the output" in fail(name, *run.arguments(*options, *more))
+    assert (output / "alpharl.json").exists()
 
 
 def test_failed_overwrite_keeps_the_old_output(run: Run, tmp_path: Path) -> None:

@@ -292,6 +292,11 @@ def test_include_and_exclude_choose_matrices(tmp_path: Path) -> None:
     predict(run, tmp_path / "out", *TARGET, "--include", r"\.1\.", "--exclude", "mlp")
     done = {name for name, action in actions(tmp_path / "out").items() if action == "predicted"}
     assert done == {f"model.layers.1.self_attn.{x}_proj.weight" for x in "qkvo"}
+    predict(run, tmp_path / "line", *TARGET, "--method", "linear", "--exclude", "mlp")
+    found = actions(tmp_path / "line")
+    assert {n for n, action in found.items() if action == "copied"} == {
+        name for name in found if "mlp" in name or "norm" in name
+    }
     line = fail("predict", *run.arguments("-o", str(tmp_path / "x"), *TARGET, "--include", "("))
     assert "--include (: no regular expression" in line
 

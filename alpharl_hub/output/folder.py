@@ -27,15 +27,20 @@ class FolderRequest:
     work_dir: Path | None
 
 
-def check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool, work_dir: Path | None = None) -> None:
     """Refuse an output that is not empty, before anything is read.
 
     Only what this tool has made is ever replaced: an output named like the run by mistake must not
     cost the run.
 
     Raises:
-        WriteError: it exists and is no empty folder, and is not ours or was not to be replaced.
+        WriteError: it exists and is no empty folder, and is not ours or was not to be replaced; or
+            unfinished work is to lie in what is swapped as a whole.
     """
+    if work_dir is not None and Path(os.path.realpath(work_dir)).is_relative_to(
+        os.path.realpath(output)
+    ):
+        raise WriteError(f"--work-dir {work_dir}: lies in the output; choose another folder")
     if output.is_dir():
         is_ours = (output / MANIFEST_NAME).is_file()
         if any(output.iterdir()) and not (overwrite and is_ours):
@@ -83,7 +88,12 @@ def publish(result: Path, output: Path, overwrite: bool) -> None:
             old = output.with_name(f".{output.name}.replaced")
             shutil.rmtree(old, ignore_errors=True)
             os.rename(output, old)
-        os.rename(staged, output)
+        try:
+            os.rename(staged, output)
+        except OSError:
+            if old is not None:
+                os.rename(old, output)
+            raise
         if old is not None:
             shutil.rmtree(old)
     except OSError as error:

@@ -21,6 +21,9 @@ from alpharl_hub.output.shards import write_error
 
 JOURNAL_NAME = "journal.jsonl"
 LOCK_NAME = "lock"
+DEFAULT_PARENT = ".alpharl-hub"
+"""Where runs without an output folder work, each in a folder of its own."""
+
 RESULT_FOLDER = "result"
 """Where inside the work folder the output is put together."""
 
@@ -122,6 +125,8 @@ class Journal:
         (self.folder / LOCK_NAME).unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+            if self.folder.parent.name == DEFAULT_PARENT:
+                self.folder.parent.rmdir()
         self.close()
 
 

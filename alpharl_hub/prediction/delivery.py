@@ -71,7 +71,7 @@ class Destination:
             WriteError: it is not empty, or no folder.
         """
         if self.folder is not None:
-            check_output(self.folder, self.overwrite)
+            check_output(self.folder, self.overwrite, self.work_folder)
 
 
 class Delivery:

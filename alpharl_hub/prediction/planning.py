@@ -83,6 +83,8 @@ class Decider:
     def _covers(self, tensor: ScopedTensor) -> bool:
         if self.factorised is not None:
             return tensor.name in self.factorised
+        if tensor.is_left_out:
+            return False
         return self.method.covers(tensor.name, tensor.last.shape, tensor.is_matrix)
 
 

@@ -26,6 +26,7 @@ from alpharl_hub.manifest import (
 from alpharl_hub.methods import Clock, Method, MethodOptions, Predictor, make_method
 from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.numerics.direction import Trust
+from alpharl_hub.output.journal import DEFAULT_PARENT
 from alpharl_hub.output.model_files import described_by, dtype_notice
 from alpharl_hub.prediction.delivery import Delivery, Destination, open_delivery, work_folder
 from alpharl_hub.prediction.planning import DTYPES, Decider, PredictionPlan, plan_prediction
@@ -33,6 +34,8 @@ from alpharl_hub.prediction.records import (
     ask_of,
     pool_rounding,
     pool_trust,
+    rounding_notice,
+    share_notice,
     tensor_records,
     trust_record,
 )
@@ -296,6 +299,8 @@ def make_manifest(
     elif trust is not None:
         trust = ask_of(trust, setting.target.ratio)
     tensors = tensor_records(results, setting.plan.files)
+    rounding = pool_rounding(results)
+    shares = share_notice([record.rank1_share for record in tensors])
     return Manifest(
         schema=SCHEMA,
         kind=KIND_MODEL,
@@ -304,17 +309,17 @@ def make_manifest(
         method=method_record(setting),
         rank=1 if setting.options.method == "alpharl" else None,
         trust=trust,
-        rounding=pool_rounding(results),
+        rounding=rounding,
         tensors=tensors,
         copied_files=tuple(file.name for file in setting.plan.copied),
-        warnings=setting.notices,
+        warnings=(*setting.notices, *shares, *rounding_notice(rounding)),
     )
 
 
 def default_work_folder(plan_identity: Mapping[str, object]) -> Path:
     """Return where a run works that has no output folder: named by what it is."""
     digest = hashlib.sha256(strict_json.dump(plan_identity).encode()).hexdigest()
-    return Path(".alpharl-hub") / digest[:16]
+    return Path(DEFAULT_PARENT) / digest[:16]
 
 
 def card_facts(setting: Setting, destination: Destination) -> CardFacts:

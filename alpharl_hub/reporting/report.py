@@ -11,7 +11,7 @@ from statistics import median
 from alpharl_hub.manifest import Manifest, Notice, TrustRecord
 from alpharl_hub.module_names import layer_and_group
 from alpharl_hub.numerics.factors import Factors, quality_of
-from alpharl_hub.prediction.records import pool_trust, trust_record
+from alpharl_hub.prediction.records import pool_trust, share_notice, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
 from alpharl_hub.reporting.factor_files import FactorFolder
@@ -23,8 +23,6 @@ from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
 
 QUICK_LAYERS = 4
 """How many layers `report --quick` reads: the first, the last, and two between."""
-
-_LOW_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -115,18 +113,11 @@ def make_report(
     notices: Sequence[Notice],
 ) -> SpectralReport:
     """Sum matrices up into a report."""
-    share = _median([module.rank1_share[-1] for module in modules])
-    warnings = list(notices)
-    if share is not None and share < _LOW_SHARE:
-        message = (
-            f"the first direction holds {share:.0%} of the update (median): rank-1 methods lose "
-            "the rest, linear ones do not"
-        )
-        warnings.append(Notice("low_rank1_share", message))
+    shares = [module.rank1_share[-1] for module in modules]
     summary = ReportSummary(
         num_matrices=len(modules),
         num_matrices_in_run=num_matrices_in_run,
-        rank1_share=share,
+        rank1_share=_median(shares),
         drift_first_to_last=_median([module.drift[0] for module in modules]),
         q2_step=_median([module.q2_step for module in modules]),
         q2_score=_median([module.q2_score for module in modules]),
@@ -140,7 +131,7 @@ def make_report(
         score_name=clockwork.score_name,
         modules=modules,
         summary=summary,
-        warnings=tuple(warnings),
+        warnings=(*notices, *share_notice(shares)),
     )
 
 

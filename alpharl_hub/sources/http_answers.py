@@ -34,6 +34,7 @@ class Wanted:
 
     @property
     def is_whole_file(self) -> bool:
+        """Whether nothing of the file is left out."""
         return self.start == 0 and self.stop == self.file_num_bytes
 
 
