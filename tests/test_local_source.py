@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -466,3 +467,22 @@ def test_index_that_names_more_than_the_files_hold_is_refused(tmp_path: Path) ->
     checkpoint = Checkpoint(10, str(folder), None, None, "")
     with pytest.raises(SourceError, match="no file holds b, which it names"):
         open_contents(checkpoint, LocalFolder(folder))
+
+
+def test_scores_that_nobody_asked_for_stop_nothing(tmp_path: Path) -> None:
+    """A broken trainer_state.json matters only to --score-key; a large one is read only for it."""
+    run = write_run(tmp_path, (10, 20), LINE)
+    for step in (10, 20):
+        (run.folder(step) / "trainer_state.json").write_text("{broken")
+    request = RunRequest(str(run.root), base=str(run.base))
+    assert open_trajectory(request).scores is None
+    with pytest.raises(ScoreError, match=r"trainer_state\.json"):
+        open_trajectory(replace(request, score_key="eval_reward"))
+    history = [{"step": 10, "eval_reward": 0.5}, {"step": 20, "eval_reward": 0.7}]
+    state = {"global_step": 20, "log_history": [*history, {"step": 20, "note": "x" * 300_000}]}
+    (run.folder(10) / "trainer_state.json").unlink()
+    (run.folder(20) / "trainer_state.json").write_text(json.dumps(state))
+    assert open_trajectory(request).scores is None
+    asked = open_trajectory(replace(request, score_key="eval_reward")).scores
+    assert asked is not None
+    assert asked.at(20) == 0.7

@@ -21,6 +21,7 @@ from trajectories import (
     curved_run,
     exact_line,
     fail,
+    generator,
     linear_truth,
     load_model,
     matrix_names,
@@ -293,6 +294,55 @@ def test_independent_deltas_have_no_quality(tmp_path: Path) -> None:
     q2 = [t["q2_step"] for t in manifest["tensors"] if t["action"] == "predicted"]
     assert len(q2) == len(matrix_names(load_model(run.base)))
     assert np.median(q2) < 0.2
+
+
+def bending(step: int) -> dict[str, Tensor]:
+    """Three matrices of 90 k entries whose direction turns on the way; step 40 is the last."""
+    tensors = {}
+    for i, shape in enumerate(((300, 300), (100, 900), (450, 200))):
+        source = generator(i)
+        base = 0.05 * torch.randn(shape, generator=source)
+        first, second = (torch.randn(shape, generator=source) for _ in range(2))
+        size = 1e-3 * step / 40
+        tensors[f"model.layers.{i}.mlp.up_proj.weight"] = base + size * (first + second * step / 40)
+    return tensors
+
+
+def pooled_cosine(run: Run, middle: int, share: float) -> tuple[float, int]:
+    """Cosine of the update's two halves, and how many entries: the smallest |W_0| per matrix."""
+    weights = [load_model(f) for f in (run.base, run.folder(middle), run.folder(run.steps[-1]))]
+    firsts, seconds = [], []
+    for name in weights[0]:
+        base, mid, last = (as_float64(w[name]).ravel() for w in weights)
+        chosen = np.argsort(np.abs(base), kind="stable")[: round(share * base.size)]
+        firsts.append((mid - base)[chosen])
+        seconds.append((last - mid)[chosen])
+    first, second = np.concatenate(firsts), np.concatenate(seconds)
+    cosine = first @ second / np.linalg.norm(first) / np.linalg.norm(second)
+    return float(cosine), len(first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_trust_is_read_on_the_smallest_weights(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Manifest, extract and report tell the cosine that numpy finds on 2 % of the entries."""
+    run = write_run(tmp_path, (8, 18, 31, 40), bending, dtype=dtype)
+    predict(run, tmp_path / "out", "--target-step", "60")
+    trust = json.loads((tmp_path / "out" / "alpharl.json").read_text())["trust"]
+    cosine, num_entries = pooled_cosine(run, 18, 0.02)
+    assert num_entries >= 4000
+    assert trust["middle_step"] == 18
+    assert trust["share_of_entries"] == pytest.approx(0.02, rel=1e-3)
+    assert trust["cosine"] == pytest.approx(cosine, abs=1e-5)
+    assert trust["cosine_all_entries"] == pytest.approx(pooled_cosine(run, 18, 1)[0], abs=1e-5)
+    assert 0.85 < cosine < 0.95
+    assert trust["cap"] == pytest.approx(1 + 1.5 * (cosine - 0.85) / 0.10, abs=1e-4)
+    assert trust["requested"] == 1.5
+    succeed("extract", *run.arguments("-o", str(tmp_path / "f")))
+    extracted = json.loads((tmp_path / "f" / "alpharl.json").read_text())["trust"]
+    reported = json.loads(succeed("report", *run.arguments("--json")).stdout)["summary"]["trust"]
+    assert extracted == reported
+    for key in ("cosine", "cosine_all_entries", "share_of_entries", "floor", "speed", "cap"):
+        assert extracted[key] == trust[key]
 
 
 def broken(run: Run, where: Path, step: int, name: str, value: float) -> Run:

@@ -337,6 +337,37 @@ def test_failed_overwrite_keeps_the_old_output(run: Run, tmp_path: Path) -> None
     assert sorted(os.listdir(tmp_path)) == ["broken", "out"]
 
 
+LIMITED = (
+    """
+import resource, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+"""
+    + CHILD
+)
+
+
+def test_disk_that_refuses_is_one_line(run: Run, whole: str, tmp_path: Path) -> None:
+    """When the system refuses to write, one line says where; without its limit it ends well."""
+    output = tmp_path / "out"
+    arguments = ["predict", *run.arguments("-o", str(output), *TARGET)]
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, "300000", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (line,) = ended.stderr.splitlines()
+    assert "cannot be written (File too large)" in line
+    assert str(tmp_path) in line
+    assert not output.exists()
+    predict(run, output, *TARGET)
+    assert digest(output) == whole
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_work_dir_elsewhere(run: Run, whole: str, tmp_path: Path, start: Start) -> None:
     """--work-dir holds what is unfinished; what else lies there stays."""
     work, output = tmp_path / "work", tmp_path / "out"

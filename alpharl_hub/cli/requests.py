@@ -108,7 +108,7 @@ def check_method_options(options: Mapping[str, Any]) -> None:
         if name not in known and options[name] != unset:
             flag = "--no-rescale" if name == "rescale" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} has no meaning for --method {options['method']}")
-    for name in ("target_step", "target_score", "scale"):
+    for name in ("target_step", "target_score", "scale", "damping"):
         if options[name] is not None and not math.isfinite(options[name]):
             flag = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} {options[name]}: give a finite number")

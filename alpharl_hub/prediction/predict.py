@@ -326,7 +326,7 @@ def card_facts(setting: Setting, destination: Destination) -> CardFacts:
     """Gather what the card needs and the manifest does not hold."""
     subject = setting.subject
     folder, push = destination.folder, destination.push
-    name = folder.name if folder is not None else "model"
+    name = folder.resolve().name if folder is not None else "model"
     return CardFacts(
         model_name=push.repo if push else name,
         license_override=destination.license_id,

@@ -234,9 +234,9 @@ def _refuse_quantized(checkpoint: Checkpoint, config: Mapping[str, object]) -> N
         )
 
 
-def trainer_state_text(contents: CheckpointContents) -> str | None:
-    """Return the text of the checkpoint's trainer_state.json, or None without one."""
-    return _text(contents, "trainer_state.json", _MAX_SMALL_FILE_BYTES)
+def trainer_state_text(contents: CheckpointContents, max_bytes: int) -> str | None:
+    """Return the text of the checkpoint's trainer_state.json, or None without one so small."""
+    return _text(contents, "trainer_state.json", max_bytes)
 
 
 def card_text(contents: CheckpointContents) -> str | None:

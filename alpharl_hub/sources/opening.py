@@ -25,6 +25,10 @@ from alpharl_hub.trajectory import Checkpoint, CheckpointContents, CheckpointSto
 
 _OPENING_THREADS = 8
 
+MAX_ASKED_BYTES = 64 << 20
+MAX_UNASKED_BYTES = 256 << 10
+"""How large a trainer_state.json may be: long runs log megabytes, once for every checkpoint."""
+
 
 def _ignore_wait(seconds: float, reason: str) -> None:
     """Nobody wants to know."""
@@ -182,13 +186,23 @@ def _find_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> 
         except (OSError, UnicodeDecodeError) as error:
             raise ScoreError(f"{request.scores}: cannot be read as text ({error})") from error
         return parse_scores(text, request.scores.name, request.score_key, request.lower_is_better)
-    states = {_step(c.checkpoint): trainer_state_text(c) for c in history}
+    return _logged_scores(request, history)
+
+
+def _logged_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> ScoreTable | None:
+    """Look for scores in trainer_state.json; what nobody asked for may be missing or broken."""
+    is_asked_for = request.score_key is not None
+    limit = MAX_ASKED_BYTES if is_asked_for else MAX_UNASKED_BYTES
+    states = {_step(c.checkpoint): trainer_state_text(c, limit) for c in history}
     texts = {step: text for step, text in states.items() if text is not None}
-    if not texts and request.score_key is not None:
+    if not texts and is_asked_for:
         raise ScoreError(
             f"--score-key {request.score_key}: no checkpoint has a trainer_state.json; "
             "give the scores with --scores FILE"
         )
-    if not texts:
+    try:
+        return scores_from_trainer_state(texts, request.score_key, request.lower_is_better)
+    except ScoreError:
+        if is_asked_for:
+            raise
         return None
-    return scores_from_trainer_state(texts, request.score_key, request.lower_is_better)
