@@ -67,7 +67,7 @@ def run_record(prepared: Prepared, options: ScopeOptions) -> RunRecord:
     base = trajectory.base.checkpoint
     return RunRecord(
         layout=trajectory.layout,
-        pattern=trajectory.pattern,
+        pattern=_recorded_pattern(trajectory),
         base=checkpoint_record(trajectory.base, None),
         base_chosen_by=trajectory.base_chosen_by,
         checkpoints=tuple(
@@ -82,6 +82,16 @@ def run_record(prepared: Prepared, options: ScopeOptions) -> RunRecord:
         keep_repeats=trajectory.keep_repeats,
         lower_is_better=trajectory.scores is not None and trajectory.scores.lower_is_better,
     )
+
+
+def _recorded_pattern(trajectory: Trajectory) -> str:
+    """Return the pattern, below the name of the run's folder where it is a local one."""
+    last = trajectory.last.checkpoint
+    if trajectory.layout != "local" or not trajectory.pattern:
+        return trajectory.pattern
+    depth = trajectory.pattern.count("/")
+    root = Path(last.source).resolve().parents[depth]
+    return f"{root.name}/{trajectory.pattern}"
 
 
 def checkpoint_record(contents: CheckpointContents, score: float | None) -> CheckpointRecord:
