@@ -16,8 +16,8 @@ import torch
 
 from alpharl_hub.scope import Scope, ScopedTensor
 from alpharl_hub.sources.remembering import RememberingStore
+from alpharl_hub.tensor_bytes import TORCH_DTYPES
 from alpharl_hub.trajectory import CheckpointContents, TensorRef, Trajectory
-from alpharl_hub.windows.reader import TORCH_DTYPES
 
 MAX_RELATIVE_NORM = 0.05
 _NUM_SAMPLED = 8

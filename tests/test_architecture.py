@@ -22,7 +22,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("trajectory", "results"),
     ),
     "mathematics and formats": (
-        *("byte_ranges", "safetensors_header", "scope", "numerics", "methods"),
+        *("byte_ranges", "safetensors_header", "tensor_bytes", "scope", "numerics", "methods"),
     ),
     "files and repos": ("sources", "output", "card", "push"),
     "one pass": ("windows", "executors", "base_check", "preparation"),
@@ -43,9 +43,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "yaml": ("card.make",),
     "transformers": ("demo.task",),
     "torch": (
-        *("numerics", "methods", "windows.reader", "windows.devices", "base_check"),
-        *("prediction.predict", "prediction.window_work"),
-        *("reporting.analysis", "reporting.extraction", "reporting.factor_files"),
+        *("numerics", "methods", "tensor_bytes", "windows.reader", "windows.devices"),
+        *("base_check", "prediction.predict", "prediction.window_work"),
+        *("reporting.analysis", "reporting.extraction", "output.factor_files"),
         *("cli.running", "demo.task"),
     ),
 }

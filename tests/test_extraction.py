@@ -27,7 +27,7 @@ from trajectories import (
     write_run,
 )
 
-from alpharl_hub.reporting import factor_files
+from alpharl_hub.output import factor_files
 from alpharl_hub.windows import plan
 
 STEPS = (4, 10, 24, 31, 40)

@@ -26,6 +26,7 @@ from alpharl_hub.manifest import (
 from alpharl_hub.methods import Clock, Method, MethodOptions, Predictor, make_method
 from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.numerics.direction import Trust
+from alpharl_hub.output.factor_files import FactorFolder
 from alpharl_hub.output.journal import DEFAULT_PARENT
 from alpharl_hub.output.model_files import described_by, dtype_notice
 from alpharl_hub.prediction.delivery import Delivery, Destination, open_delivery, work_folder
@@ -42,7 +43,6 @@ from alpharl_hub.prediction.records import (
 from alpharl_hub.prediction.targets import ResolvedTarget, TargetOptions, paper_of, resolve_target
 from alpharl_hub.prediction.window_work import PartResult, Recipe, WindowPredictor
 from alpharl_hub.push.model_upload import DEFAULT_BRANCH
-from alpharl_hub.reporting.factor_files import FactorFolder
 from alpharl_hub.results import PredictedOutput, Prediction
 from alpharl_hub.scope import Scope
 from alpharl_hub.scores.table import require_scores

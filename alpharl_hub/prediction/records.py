@@ -11,9 +11,6 @@ from alpharl_hub.numerics import direction
 from alpharl_hub.numerics.direction import DirectionSums, Trust
 from alpharl_hub.output.shards import OutputFile
 from alpharl_hub.prediction.window_work import PartResult
-from alpharl_hub.reporting.analysis import MatrixResult
-from alpharl_hub.scope import Scope
-from alpharl_hub.windows.plan import PREDICTED
 
 LOW_SHARE = 0.5
 HIGH_ROUNDING_LOSS = 0.3
@@ -114,27 +111,4 @@ def _tensor_record(parts: Sequence[PartResult], dtype: str, shape: tuple[int, ..
         certified=quality.certified if quality else None,
         rounding_loss=rounding.loss if rounding else None,
         unchanged=rounding.unchanged if rounding else None,
-    )
-
-
-def factor_records(results: Sequence[MatrixResult], scope: Scope) -> tuple[TensorRecord, ...]:
-    """Write down the matrices whose factors were extracted."""
-    by_name = {tensor.name: tensor.last for tensor in scope.matrices}
-    return tuple(
-        TensorRecord(
-            name=result.name,
-            action=PREDICTED,
-            dtype=by_name[result.name].dtype,
-            shape=by_name[result.name].shape,
-            sigma=result.quality.sigma,
-            frobenius=result.quality.frobenius,
-            rank1_share=result.quality.rank1_share,
-            q2_step=result.quality.q2_step,
-            q2_score=result.quality.q2_score,
-            r2_step_in_sample=result.quality.r2_step_in_sample,
-            certified=result.quality.certified,
-            rounding_loss=None,
-            unchanged=None,
-        )
-        for result in results
     )

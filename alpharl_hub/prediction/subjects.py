@@ -19,12 +19,11 @@ from alpharl_hub.manifest import (
     read_manifest,
 )
 from alpharl_hub.methods import METHODS
+from alpharl_hub.output.factor_files import FactorFolder, read_local_places
 from alpharl_hub.prediction.planning import ANCHORS, DTYPES, OTHERS
 from alpharl_hub.prediction.predict import PredictOptions, Subject
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import Prepared, ScopeOptions, nearest_middle, prepare, run_record
-from alpharl_hub.reporting.extraction import read_local_places
-from alpharl_hub.reporting.factor_files import FactorFolder
 from alpharl_hub.scope import Scope, find_scope
 from alpharl_hub.scores.table import ScoreTable
 from alpharl_hub.sources.local_run import LocalRun, pin_folder

@@ -21,9 +21,9 @@ from alpharl_hub.methods.correction import Rounding, add_roundings, cast, combin
 from alpharl_hub.numerics.direction import DirectionSums, direction_sums
 from alpharl_hub.numerics.factors import MatrixQuality
 from alpharl_hub.output.shards import ShardWriter
+from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.plan import BASE, COPIED, FROM_BASE, LINEAR, ROUNDED_ELEMENTS, Part
-from alpharl_hub.windows.reader import TORCH_DTYPES, memory_of
 
 _CHUNK_ELEMENTS = 1 << 17
 """Fits into the cache of one core: subtracting in chunks is five times faster than whole."""

@@ -11,14 +11,22 @@ from pathlib import Path
 import torch
 
 from alpharl_hub import strict_json
-from alpharl_hub.errors import ManifestError
 from alpharl_hub.manifest import (
     KIND_FACTORS,
     MANIFEST_NAME,
     SCHEMA,
     Manifest,
     RunRecord,
+    TensorRecord,
     VersionsRecord,
+)
+from alpharl_hub.output.factor_files import (
+    INDEX_FILE,
+    LOCAL_PLACES,
+    FactorWriter,
+    MatrixShape,
+    make_factor_index,
+    plan_factor_files,
 )
 from alpharl_hub.output.folder import (
     FolderRequest,
@@ -29,25 +37,16 @@ from alpharl_hub.output.folder import (
 )
 from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
 from alpharl_hub.output.shards import OutputFile, ShardWriter
-from alpharl_hub.prediction.records import factor_records, pool_trust, trust_record
+from alpharl_hub.prediction.records import pool_trust, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
-from alpharl_hub.reporting.factor_files import (
-    INDEX_FILE,
-    FactorWriter,
-    MatrixShape,
-    make_factor_index,
-    plan_factor_files,
-)
 from alpharl_hub.results import Extraction
+from alpharl_hub.scope import Scope
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.version import __version__
 from alpharl_hub.windows.devices import Workers, choose_devices, compute_name, fit_workers
-from alpharl_hub.windows.plan import Window, plan_analysis
+from alpharl_hub.windows.plan import PREDICTED, Window, plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
-
-LOCAL_PLACES = "local-places.json"
-"""Where local checkpoints lie on this machine, for `predict DIR`; never pushed."""
 
 
 def extract(
@@ -172,16 +171,24 @@ def _add_small_files(
         write_file(folder / LOCAL_PLACES, (json.dumps(places, indent=1) + "\n").encode())
 
 
-def read_local_places(folder: Path) -> Mapping[str, str]:
-    """Return where local checkpoints lie, by their fingerprint; empty when nothing is written.
-
-    Raises:
-        ManifestError: the file is damaged.
-    """
-    path = folder / LOCAL_PLACES
-    if not path.is_file():
-        return {}
-    found = strict_json.parse(path.read_bytes(), str(path))
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
-        raise ManifestError(f"{path}: not a list of places; extract again")
-    return found
+def factor_records(results: Sequence[MatrixResult], scope: Scope) -> tuple[TensorRecord, ...]:
+    """Write down the matrices whose factors were extracted."""
+    by_name = {tensor.name: tensor.last for tensor in scope.matrices}
+    return tuple(
+        TensorRecord(
+            name=result.name,
+            action=PREDICTED,
+            dtype=by_name[result.name].dtype,
+            shape=by_name[result.name].shape,
+            sigma=result.quality.sigma,
+            frobenius=result.quality.frobenius,
+            rank1_share=result.quality.rank1_share,
+            q2_step=result.quality.q2_step,
+            q2_score=result.quality.q2_score,
+            r2_step_in_sample=result.quality.r2_step_in_sample,
+            certified=result.quality.certified,
+            rounding_loss=None,
+            unchanged=None,
+        )
+        for result in results
+    )

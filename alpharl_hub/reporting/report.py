@@ -11,10 +11,10 @@ from statistics import median
 from alpharl_hub.manifest import Manifest, Notice, TrustRecord
 from alpharl_hub.module_names import layer_and_group
 from alpharl_hub.numerics.factors import Factors, quality_of
+from alpharl_hub.output.factor_files import FactorFolder
 from alpharl_hub.prediction.records import pool_trust, share_notice, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
-from alpharl_hub.reporting.factor_files import FactorFolder
 from alpharl_hub.results import SCHEMA, ModuleSpectrum, ReportSummary, SpectralReport
 from alpharl_hub.scope import ScopedTensor
 from alpharl_hub.windows.devices import choose_devices, fit_workers

@@ -5,7 +5,6 @@ Numerical convention: nothing is computed here; tensors have the stored dtype.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -13,18 +12,12 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.byte_ranges import PlannedRange, dest_starts, plan_ranges
+from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import CheckpointContents, TensorRef
 from alpharl_hub.windows.plan import MAX_RANGE_BYTES, Window, read_once
 
 StoredTensors = Mapping[int, Tensor]
 """Tensors on the worker's device by the part's place in its window; not floating: as bytes."""
-
-TORCH_DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
 
 class WindowReader:
@@ -68,16 +61,6 @@ class WindowReader:
         for future in futures:
             future.result()
         return _views(reads, dest_starts(refs), host, device)
-
-
-def memory_of(tensor: Tensor) -> memoryview:
-    """Return the bytes of a contiguous CPU tensor, writable, without a copy and without numpy.
-
-    The caller keeps the tensor alive as long as the view is used.
-    """
-    num_bytes = tensor.numel() * tensor.element_size()
-    array = (ctypes.c_uint8 * num_bytes).from_address(tensor.data_ptr())
-    return memoryview(array).cast("B")
 
 
 def _views(

@@ -6,24 +6,28 @@ NAME.u is T x R x M, NAME.sigma T x R, NAME.v T x R x N, NAME.frobenius T; all f
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from alpharl_hub import strict_json
 from alpharl_hub.errors import ManifestError, SourceError
 from alpharl_hub.numerics.factors import Factors
 from alpharl_hub.output.shards import OutputFile, OutputTensor, ShardWriter, lay_out
 from alpharl_hub.safetensors_header import header_num_bytes, parse_header
 from alpharl_hub.sources.local import LocalFolder
+from alpharl_hub.tensor_bytes import memory_of
 from alpharl_hub.trajectory import TensorRef
-from alpharl_hub.windows.reader import memory_of
 
 MAX_FILE_BYTES = 5_000_000_000
 SINGLE_FILE = "factors.safetensors"
 INDEX_FILE = "factors.safetensors.index.json"
 FIELDS = ("u", "sigma", "v", "frobenius")
+
+LOCAL_PLACES = "local-places.json"
+"""Where local checkpoints lie on this machine, for `predict DIR`; never pushed."""
 
 
 @dataclass(frozen=True)
@@ -171,3 +175,18 @@ def make_factor_index(files: Sequence[OutputFile]) -> bytes:
     total_size = sum(ref.num_bytes for file in files for ref in file.tensors)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
     return (json.dumps(index, indent=2) + "\n").encode()
+
+
+def read_local_places(folder: Path) -> Mapping[str, str]:
+    """Return where local checkpoints lie, by their fingerprint; empty when nothing is written.
+
+    Raises:
+        ManifestError: the file is damaged.
+    """
+    path = folder / LOCAL_PLACES
+    if not path.is_file():
+        return {}
+    found = strict_json.parse(path.read_bytes(), str(path))
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise ManifestError(f"{path}: not a list of places; extract again")
+    return found
