@@ -486,3 +486,13 @@ def test_scores_that_nobody_asked_for_stop_nothing(tmp_path: Path) -> None:
     asked = open_trajectory(replace(request, score_key="eval_reward")).scores
     assert asked is not None
     assert asked.at(20) == 0.7
+
+
+def test_what_was_predicted_is_no_checkpoint_of_the_run(tmp_path: Path) -> None:
+    """A predicted model that was put beside the steps, under such a name, is left out and told."""
+    run = write_run(tmp_path, (10, 20, 30), LINE)
+    (run.folder(30) / "alpharl.json").write_text("{}")
+    found = open_trajectory(RunRequest(str(run.root), base=str(run.base)))
+    assert found.steps_T == (10, 20)
+    (notice,) = [n for n in found.notices if n.code == "predicted_steps"]
+    assert notice.message == "1 predicted models were left out: step_30"

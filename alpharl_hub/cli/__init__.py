@@ -26,15 +26,25 @@ class AlphaRLGroup(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command that was asked for."""
+        before = signal.signal(signal.SIGINT, _leave)
         try:
             return super().invoke(context)
         except AlphaRLError as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise
             raise click.ClickException(escape_text(" ".join(str(error).split()))) from error
-        except KeyboardInterrupt:
-            # Before a command listens to signals itself, while torch is imported.
-            raise SystemExit(128 + signal.SIGINT) from None
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End at once: until a command listens to signals itself, only imports are going on.
+
+    An exception would not do. Imported in the wrong moment a package takes it for its own failure
+    and goes on without a part of itself (seen with numpy, which torch can do without).
+    """
+    os.write(2, b"stopped\n")
+    os._exit(128 + number)
 
 
 @click.group(cls=AlphaRLGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -33,6 +33,7 @@ from alpharl_hub.prediction.delivery import Delivery, Destination, open_delivery
 from alpharl_hub.prediction.planning import DTYPES, Decider, PredictionPlan, plan_prediction
 from alpharl_hub.prediction.records import (
     ask_of,
+    beyond_notice,
     pool_rounding,
     pool_trust,
     rounding_notice,
@@ -312,7 +313,12 @@ def make_manifest(
         rounding=rounding,
         tensors=tensors,
         copied_files=tuple(file.name for file in setting.plan.copied),
-        warnings=(*setting.notices, *shares, *rounding_notice(rounding)),
+        warnings=(
+            *setting.notices,
+            *beyond_notice(trust),
+            *shares,
+            *rounding_notice(rounding),
+        ),
     )
 
 

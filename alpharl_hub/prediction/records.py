@@ -50,6 +50,17 @@ def ask_of(record: TrustRecord, requested: float | None) -> TrustRecord:
     return trust_record(trust, record.middle_step, requested)
 
 
+def beyond_notice(trust: TrustRecord | None) -> tuple[Notice, ...]:
+    """Warn when the target lies farther ahead than the run's direction is taken to carry."""
+    if trust is None or trust.requested is None or trust.requested <= max(trust.cap, 1.0) + 1e-9:
+        return ()
+    message = (
+        f"the target is {trust.requested:.2g} x the last step, and the run's direction is taken to "
+        f"carry to {trust.cap:.2g} x: evaluate it beside the last checkpoint"
+    )
+    return (Notice("beyond_trust", message),)
+
+
 def share_notice(shares: Sequence[float | None]) -> tuple[Notice, ...]:
     """Warn when the first direction holds less than half of the update."""
     present = [share for share in shares if share is not None]

@@ -85,6 +85,13 @@ def _by_score(
     if bracket.step_logit is not None:
         words += f", at step {bracket.step_logit:.0f} by a line of its logit"
     notices = (Notice("score_bracket", words), *_step_notices(step, steps_T))
+    is_ahead = target < scores_T[-1] if lower_is_better else target > scores_T[-1]
+    if is_ahead and step <= steps_T[-1]:
+        message = (
+            f"the scores level off: the last one is {scores_T[-1]:g} and the line has {target:g} "
+            "before it; --target-step aims ahead"
+        )
+        notices = (notices[0], Notice("scores_level_off", message))
     if step < steps_T[0]:
         raise FitError(
             f"{words}, before the first checkpoint of the history ({steps_T[0]}); ask for a better "

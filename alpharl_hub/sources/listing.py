@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from alpharl_hub.errors import TrajectoryError
-from alpharl_hub.manifest import Notice
+from alpharl_hub.manifest import MANIFEST_NAME, Notice
 from alpharl_hub.sources.contents import find_weights_folder
 from alpharl_hub.trajectory import Checkpoint, CheckpointStore, StoredFile
 
@@ -61,16 +61,24 @@ def keep_complete(
     A folder without safetensors weights is left out when another one has some (verl keeps only
     tokenizer and config unless told otherwise; prime-rl's NCCL transport writes only the mark),
     and one without the STABLE mark when another one carries it. If no folder has weights all are
-    kept, so that opening the first says what is there instead.
+    kept, so that opening the first says what is there instead. What this tool has predicted is no
+    checkpoint of the run, though it may lie beside them.
     """
-    whole = {n for n, files in files_by_name.items() if find_weights_folder(files) is not None}
+    predicted = {name for name, files in files_by_name.items() if MANIFEST_NAME in files}
+    written = {name: files for name, files in files_by_name.items() if name not in predicted}
+    notices = _tell_left_out("predicted_steps", sorted(predicted), "predicted models")
+    whole = {n for n, files in written.items() if find_weights_folder(files) is not None}
     if not whole:
-        return frozenset(files_by_name), ()
-    marked = {name for name in whole if STABLE_MARK in files_by_name[name]}
+        return frozenset(written), notices
+    marked = {name for name in whole if STABLE_MARK in written[name]}
     kept = marked or whole
-    left_out = sorted(set(files_by_name) - kept)
-    if not left_out:
-        return frozenset(kept), ()
-    names = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-    message = f"{len(left_out)} incomplete step folders were left out: {names}"
-    return frozenset(kept), (Notice("incomplete_steps", message),)
+    left_out = sorted(set(written) - kept)
+    notices += _tell_left_out("incomplete_steps", left_out, "incomplete step folders")
+    return frozenset(kept), notices
+
+
+def _tell_left_out(code: str, names: Sequence[str], what: str) -> tuple[Notice, ...]:
+    if not names:
+        return ()
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return (Notice(code, f"{len(names)} {what} were left out: {shown}"),)

@@ -49,9 +49,10 @@ def _open(
     if record.commit is None:
         contents = open_contents(*find_local(record))
         if contents.fingerprint != record.fingerprint:
+            meant = "the base" if record.step is None else f"step {record.step}"
             raise ManifestError(
-                f"{contents.checkpoint.label}: not the weights that the manifest names as step "
-                f"{record.step} ({record.source}); name the folder that has them"
+                f"{contents.checkpoint.label}: not the weights that the manifest names as {meant} "
+                f"({record.source}); name the folder that has them"
             )
         return contents
     parts = PurePosixPath(record.folder).parts
