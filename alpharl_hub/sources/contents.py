@@ -135,6 +135,7 @@ class _Reader:
         return value
 
     def weight_files(self) -> tuple[StoredFile, ...]:
+        """Name the weight files, relative to the weights' folder."""
         # A single file wins over an index beside it: that is the one transformers would load.
         names = [SINGLE_FILE]
         if self.prefix + SINGLE_FILE not in self.files:
@@ -163,6 +164,7 @@ class _Reader:
         return names
 
     def header(self, stored: StoredFile) -> tuple[bytes, safetensors_header.Header]:
+        """Read the header of one weight file: as it stands, and parsed."""
         where = self.where(stored.filename)
         size = stored.num_bytes
         prefix = self.read(stored.filename, 0, min(8, size))
