@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from alpharl_hub.numerics.low_rank import LowRank, from_stored
 from alpharl_hub.scope import Scope, ScopedTensor
 from alpharl_hub.sources.remembering import RememberingStore
 from alpharl_hub.tensor_bytes import TORCH_DTYPES
-from alpharl_hub.trajectory import CheckpointContents, TensorRef, Trajectory
+from alpharl_hub.trajectory import CheckpointContents, StoredRef, TensorRef, Trajectory
 
 MAX_RELATIVE_NORM = 0.05
 _NUM_SAMPLED = 8
@@ -53,8 +54,8 @@ def sample_base(trajectory: Trajectory, scope: Scope) -> tuple[Trajectory, BaseC
     norms = {}
     for position in sorted({0, len(history) - 1}):
         refs = [t.history[position] if t.history else None for t in chosen]
-        rows = [_rows(history[position], ref) for ref in refs]
-        norms[position] = _norm([a - b for a, b in zip(rows, base_rows, strict=True)])
+        pairs = zip(refs, base_rows, strict=True)
+        norms[position] = _norm([_delta(history[position], ref, rows) for ref, rows in pairs])
     return sampled, _judge(trajectory, _norm(base_rows), norms[0], norms[len(history) - 1])
 
 
@@ -68,14 +69,33 @@ def _remembering(contents: CheckpointContents) -> CheckpointContents:
     return replace(contents, store=RememberingStore(contents.store))
 
 
-def _rows(contents: CheckpointContents, ref: TensorRef | None) -> torch.Tensor:
+def _rows(contents: CheckpointContents, ref: StoredRef | None) -> torch.Tensor:
+    assert isinstance(ref, TensorRef)
+    return _stored(contents, ref, min(_SAMPLE_ELEMENTS, ref.num_elements)).to(torch.float32)
+
+
+def _delta(
+    contents: CheckpointContents, ref: StoredRef | None, base_P: torch.Tensor
+) -> torch.Tensor:
+    """Return the first entries of a delta; an update in factors is read whole, it is small."""
+    if isinstance(ref, TensorRef):
+        return _rows(contents, ref) - base_P
     assert ref is not None
+    left, right = (
+        _stored(contents, factor, factor.num_elements).view(factor.shape)
+        for factor in (ref.left, ref.right)
+    )
+    update = from_stored(left, right, ref.scale, ref.transposed)
+    num_rows = -(-len(base_P) // ref.shape[1])
+    return LowRank(update.left_MR[:num_rows], update.right_RN).dense().view(-1)[: len(base_P)]
+
+
+def _stored(contents: CheckpointContents, ref: TensorRef, count: int) -> torch.Tensor:
     assert isinstance(contents.store, RememberingStore)
     dtype = TORCH_DTYPES[ref.dtype]
-    count = min(_SAMPLE_ELEMENTS, ref.num_elements)
     stop = ref.start + count * dtype.itemsize
     data = contents.store.sample(contents.path_of(ref.filename), ref.start, stop)
-    return torch.frombuffer(bytearray(data), dtype=dtype).to(torch.float32)
+    return torch.frombuffer(bytearray(data), dtype=dtype)
 
 
 def _norm(tensors: Sequence[torch.Tensor]) -> float:

@@ -63,7 +63,11 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """The method with all of its parameters; those that it does not know are None."""
+    """The method with all of its parameters; those that it does not know are None.
+
+    `times` stand for the steps where another clock was used (cumulative learning rate, in units of
+    the first update's), `target_time` then for the target step.
+    """
 
     name: str
     paper: str
@@ -78,6 +82,37 @@ class MethodRecord:
     damping: float
     others: str
     dtype: str | None
+    rank: int | None = None
+    keep_residual: bool | None = None
+    times: tuple[float, ...] | None = None
+    target_time: float | None = None
+
+
+@dataclass(frozen=True)
+class AutoRecord:
+    """What `--method auto` saw, and what it made of it.
+
+    `asked_step` is what was asked for, None for as far as is safe; `ratio` how far it goes, as a
+    multiple of the last step (1: it would keep the last checkpoint); `bound_by` what set the limit;
+    `line` and `vertex` are the limits of the scores' logit line and parabola; `num_problems` the
+    number of problems of a score; `forced`: it was told to go on.
+    """
+
+    asked_step: float | None
+    ratio: float
+    bound_by: str
+    cosine: float | None
+    cosine_all_entries: float | None
+    share_of_entries: float | None
+    floor: float | None
+    speed: float | None
+    middle_step: int
+    line: float | None
+    vertex: float | None
+    num_problems: int | None
+    clock: str
+    forced: bool
+    words: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -151,6 +186,7 @@ class Manifest:
     tensors: tuple[TensorRecord, ...]
     copied_files: tuple[str, ...]
     warnings: tuple[Notice, ...]
+    auto: AutoRecord | None = None
 
     def to_json(self) -> str:
         """Return the document, indented, with a newline at the end."""

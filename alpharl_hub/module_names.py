@@ -39,14 +39,16 @@ def layer_and_group(name: str) -> tuple[int | None, str]:
 
 
 def why_not_a_matrix(name: str, dtype: str, shape: tuple[int, ...]) -> str | None:
-    """Return why a tensor is out of the general scope, or None when it is a matrix in scope."""
+    """Return why a tensor is out of the general scope, or None when it is a matrix in scope.
+
+    A stack of experts (experts x rows x columns) is one matrix for each of them.
+    """
     if dtype not in FLOATING:
         return "not floating point"
-    if len(shape) == 3:
-        return "a stack of matrices"
-    if len(shape) != 2 or min(shape) < 2:
-        return "not a matrix"
     components = name.split(".")
+    is_stack = len(shape) == 3 and "experts" in components
+    if not (len(shape) == 2 or is_stack) or min(shape[-2:]) < 2 or min(shape) < 1:
+        return "not a matrix"
     if any(tower in component for component in components for tower in _TOWERS):
         return "another tower"
     if not BLOCK_COMPONENTS.intersection(components):

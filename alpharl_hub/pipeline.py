@@ -6,9 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.methods import AUTO
 from alpharl_hub.output.folder import FolderRequest, check_output
 from alpharl_hub.prediction.delivery import Destination
-from alpharl_hub.prediction.predict import PredictOptions, plan_subject, predict
+from alpharl_hub.prediction.automatic import choose, planned_for
+from alpharl_hub.prediction.predict import predict
+from alpharl_hub.prediction.setting import PredictOptions, Setting, Subject, plan_subject, resolved
 from alpharl_hub.prediction.subjects import (
     factor_subject,
     is_factor_folder,
@@ -43,14 +46,16 @@ def inspect_run(
             f"{request.run}: a folder of factors, not a run; report and predict read it"
         )
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=False)
-    target = options.target
-    if (target.target_step, target.target_score, target.scale) == (None, None, None):
+    if not options.target.is_given and options.method != "average":
         last = prepared.trajectory.steps_T[-1]
-        options = replace(options, target=TargetOptions(target_step=_INSPECTED_RATIO * last))
-    setting = plan_subject(trajectory_subject(prepared, scope), options)
+        options = replace(options, target=TargetOptions((_INSPECTED_RATIO * last,)))
+    subject = trajectory_subject(prepared, scope)
+    setting = plan_subject(
+        subject, planned_for(subject, options), memory_bytes=compute.memory_bytes
+    )
     plan = setting.plan
     workers = fit_workers(
-        plan.windows,
+        (*plan.survey, *plan.windows),
         choose_devices(compute.devices),
         plan.num_deltas_held,
         0,
@@ -106,13 +111,34 @@ def predict_run(
         SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ManifestError,
         ResourceError, WriteError, PushError.
     """
-    destination.check()
+    destination.check(options.target.target_steps)
     if is_factor_folder(request.run):
         subject = factor_subject(request)
     else:
         prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
         subject = trajectory_subject(prepared, scope)
-    return predict(plan_subject(subject, options), destination, compute, hooks)
+    return predict(settle(subject, options, compute, hooks), destination, compute, hooks)
+
+
+def settle(
+    subject: Subject,
+    options: PredictOptions,
+    compute: Compute,
+    hooks: Hooks,
+    *,
+    and_last: bool = False,
+) -> Setting:
+    """Plan what is asked for, after a look at the weights where the method is to be chosen.
+
+    Raises:
+        FitError: there is no answer, or (unless forced) none better than the last checkpoint.
+    """
+    record = None
+    if options.method == AUTO:
+        options, record = choose(subject, options, compute, hooks)
+    return plan_subject(
+        subject, options, memory_bytes=compute.memory_bytes, auto=record, and_last=and_last
+    )
 
 
 def repeat_run(
@@ -126,6 +152,7 @@ def repeat_run(
     Raises:
         As `predict_run`.
     """
-    destination.check()
+    destination.check(())
     subject, options = recorded_subject(manifest, request)
-    return predict(plan_subject(subject, options), destination, compute, hooks)
+    setting = plan_subject(subject, options, memory_bytes=compute.memory_bytes)
+    return predict(setting, destination, compute, hooks)

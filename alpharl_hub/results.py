@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alpharl_hub.manifest import Notice, TrustRecord
+from alpharl_hub.manifest import AutoRecord, Notice, TrustRecord
 
 SCHEMA = 1
 
@@ -139,12 +139,13 @@ class PredictedOutput:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer of `predict`."""
+    """The answer of `predict`: one output for each target; `auto` where `--method auto` chose."""
 
     schema: int
     outputs: tuple[PredictedOutput, ...]
     trust: TrustRecord | None
     warnings: tuple[Notice, ...]
+    auto: AutoRecord | None
 
 
 @dataclass(frozen=True)
@@ -156,4 +157,52 @@ class Extraction:
     manifest: str
     num_matrices: int
     num_bytes: int
+    warnings: tuple[Notice, ...]
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One of the models of a comparison; `dtype` is the code that holds most of its bytes."""
+
+    source: str
+    revision: str | None
+    commit: str | None
+    folder: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class GroupDifference:
+    """How A and B differ in the tensors of one module group; C is their base.
+
+    `error_of_weights` is |A - B| / |B|. `error_of_update` is |A - B| / |B - C|, `cosine_of_updates`
+    that of A - C and B - C, and `length_of_update` |A - C| / |B - C|, over the tensors that the
+    base has too. None without a base, or where a denominator is zero.
+    """
+
+    group: str
+    num_tensors: int
+    num_entries: int
+    equal_share: float | None
+    error_of_weights: float | None
+    error_of_update: float | None
+    cosine_of_updates: float | None
+    length_of_update: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answer of `compare`; `base_chosen_by` is option or manifest, None without a base."""
+
+    schema: int
+    first: ComparedModel
+    second: ComparedModel
+    base: ComparedModel | None
+    base_chosen_by: str | None
+    groups: tuple[GroupDifference, ...]
+    pooled: GroupDifference
+    only_in_first: tuple[str, ...]
+    only_in_second: tuple[str, ...]
+    not_in_base: tuple[str, ...]
+    not_floating: tuple[str, ...]
     warnings: tuple[Notice, ...]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.manifest import Notice
 from alpharl_hub.module_names import FLOATING, why_not_a_matrix
-from alpharl_hub.trajectory import CheckpointContents, TensorRef
+from alpharl_hub.trajectory import CheckpointContents, LowRankRef, StoredRef, TensorRef
 
 _QUANTIZED = re.compile(
     r"(\.weight_scale(_inv|_\d)?|\.scales|\.qweight|\.qzeros|\.absmax|\.weight_packed|\.SCB)$"
@@ -25,14 +26,16 @@ class ScopedTensor:
     """One tensor of the last checkpoint.
 
     `base` and `history` (one ref per checkpoint, the last one included) are None when it cannot be
-    predicted; `excluded_because` is None exactly for the matrices in scope.
+    predicted; `excluded_because` is None exactly for the matrices in scope. Of a LoRA run `last` is
+    where the base has it, and `is_untouched` says that no adapter updates it.
     """
 
     name: str
     last: TensorRef
     base: TensorRef | None
-    history: tuple[TensorRef, ...] | None
+    history: tuple[StoredRef, ...] | None
     excluded_because: str | None
+    is_untouched: bool = False
 
     @property
     def is_matrix(self) -> bool:
@@ -58,6 +61,11 @@ class Scope:
         return tuple(tensor for tensor in self.tensors if tensor.is_matrix)
 
 
+def count_matrices(tensors: Sequence[ScopedTensor]) -> int:
+    """Count matrices, each of a stack."""
+    return sum(prod(tensor.last.shape[:-2]) for tensor in tensors)
+
+
 def find_scope(
     base: CheckpointContents,
     history: Sequence[CheckpointContents],
@@ -72,10 +80,40 @@ def find_scope(
     last = history[-1]
     for contents in (base, *history):
         _refuse_quantized(contents)
-    found = [_scoped(ref, base, history) for ref in last.tensors.values()]
+    if last.adapter is not None:
+        _refuse_other_targets(base, history)
+    layout = last if last.adapter is None else base
+    found = [_scoped(ref, base, history) for ref in _whole_tensors(layout)]
     filtered = tuple(_filter(t, include, exclude) for t in found)
-    _refuse_strangers(filtered, base, last)
+    if last.adapter is None:
+        _refuse_strangers(filtered, base, last)
     return Scope(filtered, _notices(filtered, base, last))
+
+
+def _whole_tensors(contents: CheckpointContents) -> list[TensorRef]:
+    if contents.adapter is not None:
+        raise TrajectoryError(
+            f"{contents.checkpoint.label}: a LoRA adapter is no base; name the model it was put on"
+        )
+    return [ref for ref in contents.tensors.values() if isinstance(ref, TensorRef)]
+
+
+def _refuse_other_targets(base: CheckpointContents, history: Sequence[CheckpointContents]) -> None:
+    """Refuse adapters that do not all update the same tensors of the base."""
+    last = history[-1]
+    for contents in history:
+        strange = set(contents.tensors) - set(base.tensors)
+        if strange:
+            raise TrajectoryError(
+                f"{contents.checkpoint.label}: its adapter updates {min(strange)}, which "
+                f"{base.checkpoint.label} has not; name another --base"
+            )
+        different = set(contents.tensors) ^ set(last.tensors)
+        if different:
+            raise TrajectoryError(
+                f"{contents.checkpoint.label} and {last.checkpoint.label}: only one of the two "
+                f"adapters updates {min(different)}; leave one out with --steps"
+            )
 
 
 def _refuse_quantized(contents: CheckpointContents) -> None:
@@ -91,12 +129,15 @@ def _scoped(
     ref: TensorRef, base: CheckpointContents, history: Sequence[CheckpointContents]
 ) -> ScopedTensor:
     reason = why_not_a_matrix(ref.name, ref.dtype, ref.shape)
+    base_ref = _base_ref(ref.name, base)
     if ref.dtype not in FLOATING:
-        return ScopedTensor(ref.name, ref, base.tensors.get(ref.name), None, reason)
-    base_ref = base.tensors.get(ref.name) or _tied_head(ref.name, base)
+        untouched = history[-1].adapter is not None
+        return ScopedTensor(ref.name, ref, base_ref, None, reason, is_untouched=untouched)
     if base_ref is None:
         return ScopedTensor(ref.name, ref, None, None, "not in the base")
-    refs: list[TensorRef] = []
+    if history[-1].adapter is not None and ref.name not in history[-1].tensors:
+        return ScopedTensor(ref.name, ref, ref, None, "not in the adapter", is_untouched=True)
+    refs: list[StoredRef] = []
     for contents in history:
         found = contents.tensors.get(ref.name) or _tied_head(ref.name, contents)
         if found is None:
@@ -112,9 +153,15 @@ def _scoped(
     return ScopedTensor(ref.name, ref, base_ref, tuple(refs), reason)
 
 
-def _tied_head(name: str, contents: CheckpointContents) -> TensorRef | None:
+def _base_ref(name: str, base: CheckpointContents) -> TensorRef | None:
+    found = base.tensors.get(name) or _tied_head(name, base)
+    assert not isinstance(found, LowRankRef), "a base is no adapter"
+    return found
+
+
+def _tied_head(name: str, contents: CheckpointContents) -> StoredRef | None:
     """Return the embedding for a head that the config ties and the files therefore leave out."""
-    if not name.endswith("lm_head.weight"):
+    if not name.endswith("lm_head.weight") or contents.adapter is not None:
         return None
     config: Mapping[str, object] = contents.config
     nested = config.get("text_config")
@@ -129,13 +176,13 @@ def _tied_head(name: str, contents: CheckpointContents) -> TensorRef | None:
     return None
 
 
-def _has_grown(ref: TensorRef, other: TensorRef) -> bool:
+def _has_grown(ref: TensorRef, other: StoredRef) -> bool:
     same_rest = len(ref.shape) == len(other.shape) and ref.shape[1:] == other.shape[1:]
     return same_rest and bool(ref.shape) and ref.shape[0] > other.shape[0]
 
 
 def _require_same_shape(
-    ref: TensorRef, other: TensorRef, contents: CheckpointContents, last: CheckpointContents
+    ref: TensorRef, other: StoredRef, contents: CheckpointContents, last: CheckpointContents
 ) -> None:
     if ref.shape != other.shape:
         raise TrajectoryError(
@@ -204,12 +251,13 @@ def _notices(
     base_only = [
         n for n in base.tensors if n not in last.tensors and not n.endswith("lm_head.weight")
     ]
+    if last.adapter is not None:
+        base_only = []
     tell("base_only", base_only, "tensors are only in the base and are left out")
     for code, start, what in (
         ("last_only", "not in the base", "tensors are not in the base and are copied"),
         ("gap", "missing in", "tensors are missing in some checkpoint and are copied"),
         ("grown", "more rows", "tensors have more rows than before and are copied"),
-        ("stack", "a stack", "stacks of matrices are not predicted by this version"),
     ):
         tell(code, [t.name for t in tensors if (t.excluded_because or "").startswith(start)], what)
     return tuple(notices)

@@ -39,6 +39,60 @@ class TensorRef:
         """Number of entries; 1 for a scalar."""
         return prod(self.shape)
 
+    @property
+    def parts(self) -> tuple[TensorRef, ...]:
+        """What is stored of it: itself."""
+        return (self,)
+
+
+@dataclass(frozen=True)
+class LowRankRef:
+    """A tensor that a LoRA adapter updates: W_0 + scale * left @ right, in the base's orientation.
+
+    `left` (M x r) and `right` (r x N) are where the factors lie; with `transposed` the file holds
+    them as (r x M) and (N x r), that is D = scale * (right_stored @ left_stored).T, which is what
+    layers do that store their weights as (in, out), and embeddings. `magnitude` is DoRA's vector.
+    `name` and `shape` are those of the base's tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    left: TensorRef
+    right: TensorRef
+    scale: float
+    transposed: bool = False
+    magnitude: TensorRef | None = None
+
+    @property
+    def parts(self) -> tuple[TensorRef, ...]:
+        """What is stored of it: both factors, and the magnitudes if there are any."""
+        found = (self.left, self.right)
+        return found if self.magnitude is None else (*found, self.magnitude)
+
+    @property
+    def dtype(self) -> str:
+        """The safetensors code of the factors; the weights themselves are the base's."""
+        return self.left.dtype
+
+    @property
+    def filename(self) -> str:
+        """The file that holds the factors."""
+        return self.left.filename
+
+    @property
+    def num_bytes(self) -> int:
+        """Stored size of all parts in bytes."""
+        return sum(part.num_bytes for part in self.parts)
+
+    @property
+    def num_elements(self) -> int:
+        """Number of entries of the tensor that is updated."""
+        return prod(self.shape)
+
+
+StoredRef = TensorRef | LowRankRef
+"""What a checkpoint holds of one tensor: all of it, or what an adapter adds to the base's."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -57,7 +111,10 @@ class Checkpoint:
     @property
     def label(self) -> str:
         """How messages name it: where it lies, and nothing else."""
-        place = f"{self.source}@{self.revision}" if self.revision else self.source
+        revision = self.revision
+        if revision is not None and revision == self.commit:
+            revision = revision[:12]
+        place = f"{self.source}@{revision}" if revision else self.source
         return f"{place}/{self.folder}" if self.folder else place
 
 
@@ -93,17 +150,20 @@ class CheckpointContents:
     `weights_folder` is where below the checkpoint's folder the weights lie ("" or
     "actor/huggingface", ...). `tensors` keeps the order of files and, inside them, of data;
     `identity` is equal for two checkpoints if (Hub) or only if (folders) their weights are.
+    `adapter` is the parsed adapter_config.json of a checkpoint that holds a LoRA adapter; its
+    `tensors` are then those that it changes, under the base's names, and no others.
     """
 
     checkpoint: Checkpoint
     store: CheckpointStore
     weights_folder: str
     weight_files: tuple[StoredFile, ...]
-    tensors: Mapping[str, TensorRef]
+    tensors: Mapping[str, StoredRef]
     metadata: Mapping[str, Mapping[str, str]]
     config: Mapping[str, object]
     identity: str
     num_bytes_read: int
+    adapter: Mapping[str, object] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -133,8 +193,11 @@ class Trajectory:
     """One run: a base and its checkpoints in the order of steps.
 
     `listed` are all steps that were found; `history` those that were selected, without repeats of
-    identical weights (unless `keep_repeats`); `layout` is branches, tags, folders, local or single;
-    `card` is the text of the run's own README.md.
+    identical weights (unless `keep_repeats`); `layout` is branches, tags, folders,
+    commits, repos, local or single;
+    `card` is the text of the run's own README.md. `start` is the adapter at step 0 of a run whose
+    LoRA product was not zero there and had been taken out of the base (PiSSA and its kin): then
+    the update of step t is the product of t less that of `start`.
     """
 
     layout: str
@@ -149,6 +212,7 @@ class Trajectory:
     card: str | None
     notices: tuple[Notice, ...]
     keep_repeats: bool = False
+    start: CheckpointContents | None = None
 
     @property
     def steps_T(self) -> tuple[int, ...]:

@@ -5,6 +5,10 @@ is 1 for the exact answer and 0 for everything else. Needs `pip install "alpharl
 
     python examples/train_tiny_grpo.py --out run
     python examples/train_tiny_grpo.py --verify run
+    python examples/train_tiny_grpo.py --out lora --base run/base --lora-rank 8 --lr 2e-4
+
+The options make other kinds of runs: supervised fine-tuning, LoRA adapters, changes of the learning
+rate, a restart with a new optimizer. `run_list.py` holds a list of them.
 
 The folder holds `base/`, `checkpoint-N/` as TRL writes them, `scores.json` (greedy exact-match
 score of the stored weights of each checkpoint on test problems that no training ever saw),
@@ -15,7 +19,6 @@ order its sums differently and drift apart.
 """
 
 import argparse
-import copy
 import hashlib
 import json
 import os
@@ -25,116 +28,27 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from huggingface_hub import CommitOperationAdd, HfApi
-from tiny_base import BaseRecipe, train_base
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from peft import PeftModel
+from tiny_trainer import DEFAULT_SHARD_SIZE, STEP_SCHEDULES, Recipe, load_fp32, make_base, train
+from transformers import AutoTokenizer
 from transformers.utils import logging
-from trl import GRPOConfig, GRPOTrainer
 
 from alpharl_hub.demo.task import (
-    MAX_COMPLETION_TOKENS,
     NUM_TEST_PROBLEMS,
+    TaskScore,
     draw_problems,
-    is_correct,
     load_and_measure,
+    measure_score,
 )
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "datasets", "tokenizers")
-TRAINING_STATE = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
-DEFAULT_SHARD_SIZE = "50GB"  # the default of save_pretrained: one file
-
-
-@dataclass(frozen=True)
-class Recipe(BaseRecipe):
-    """Everything that decides the weights of a run; the fields are the options."""
-
-    updates: int
-    save_every: int
-    lr: float
-    prompts_per_update: int
-    samples_per_prompt: int
-    base_dtype: str
-    dtype: str
-    max_shard_size: str
-
-
-class StoringTrainer(GRPOTrainer):
-    """GRPOTrainer that computes in fp32 and stores its checkpoints as the recipe says."""
-
-    def __init__(self, recipe: Recipe, **kwargs: object) -> None:
-        self.recipe = recipe
-        super().__init__(**kwargs)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if (self.recipe.dtype, self.recipe.max_shard_size) != ("float32", DEFAULT_SHARD_SIZE):
-            folder = Path(output_dir)
-            (folder / "model.safetensors").unlink()  # loaders prefer it to shards beside it
-            store(self.model, self.recipe.dtype, self.recipe.max_shard_size, folder)
-
-
-def store(model: PreTrainedModel, dtype: str, max_shard_size: str, folder: Path) -> None:
-    """Write a model in the given dtype and shard size, leaving the model itself as it is."""
-    stored = copy.deepcopy(model).to(getattr(torch, dtype))
-    stored.save_pretrained(folder, max_shard_size=max_shard_size)
-
-
-def exact_match_reward(completions: list[str], answer: list[str], **_: object) -> list[float]:
-    """The verifiable reward, in the form that TRL asks for."""
-    return [float(is_correct(a, c)) for a, c in zip(answer, completions, strict=True)]
-
-
-def make_base(recipe: Recipe, folder: Path) -> None:
-    """Train the base and store it; a bf16 base is stored on the bf16 grid before RL starts."""
-    model, tokenizer = train_base(recipe)
-    store(model, recipe.base_dtype, DEFAULT_SHARD_SIZE, folder)
-    tokenizer.save_pretrained(folder)
-
-
-def make_config(recipe: Recipe, updates: int, out: Path) -> GRPOConfig:
-    """TRL's configuration: plain GRPO without a KL term at a constant learning rate."""
-    return GRPOConfig(
-        output_dir=str(out),
-        seed=recipe.seed,
-        use_cpu=True,
-        max_steps=updates,
-        save_steps=recipe.save_every,
-        logging_steps=recipe.save_every,
-        learning_rate=recipe.lr,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        beta=0.0,
-        temperature=1.0,
-        per_device_train_batch_size=recipe.prompts_per_update * recipe.samples_per_prompt,
-        num_generations=recipe.samples_per_prompt,
-        max_completion_length=MAX_COMPLETION_TOKENS,
-        gradient_checkpointing=False,
-        bf16=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def train_grpo(recipe: Recipe, updates: int, out: Path) -> list[dict]:
-    """Run GRPO from the stored base for so many updates and return TRL's log."""
-    problems = draw_problems("train", recipe.updates * recipe.prompts_per_update, recipe.seed + 1)
-    rows = [{"prompt": problem.prompt, "answer": problem.answer} for problem in problems]
-    trainer = StoringTrainer(
-        recipe,
-        model=AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32),
-        reward_funcs=exact_match_reward,
-        args=make_config(recipe, updates, out),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(out / "base", padding_side="left"),
-    )
-    trainer.train()
-    return trainer.state.log_history
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
+NOT_PUSHED = ("training_args.bin",)
 
 
 def checkpoint_folders(out: Path) -> dict[int, Path]:
@@ -143,11 +57,20 @@ def checkpoint_folders(out: Path) -> dict[int, Path]:
     return {0: out / "base", **dict(sorted(found.items()))}
 
 
+def measure_checkpoint(folder: Path, base: Path) -> TaskScore:
+    """Score a checkpoint as stored: a whole model, or an adapter on its base."""
+    if not (folder / "adapter_config.json").exists():
+        return load_and_measure(folder, num_problems=NUM_TEST_PROBLEMS)
+    model = PeftModel.from_pretrained(load_fp32(base), folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return measure_score(model, tokenizer, draw_problems("test", NUM_TEST_PROBLEMS))
+
+
 def measure_run(out: Path) -> dict[str, dict]:
     """Score the stored weights of every checkpoint on the test problems."""
     scores = {}
     for step, folder in checkpoint_folders(out).items():
-        scores[str(step)] = asdict(load_and_measure(folder, num_problems=NUM_TEST_PROBLEMS))
+        scores[str(step)] = asdict(measure_checkpoint(folder, out / "base"))
         print(f"step {step:4d}: {scores[str(step)]['score']:.4f}", flush=True)
     return scores
 
@@ -173,16 +96,19 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def run(recipe: Recipe, out: Path) -> None:
-    """Train, measure and record one run in an empty folder."""
+def run(recipe: Recipe, out: Path, base: Path | None = None) -> None:
+    """Train, measure and record one run in an empty folder, from a given base if there is one."""
     if out.exists() and any(out.iterdir()):
         sys.exit(f"error: {out} is not empty; name a new folder with --out")
     started = time.monotonic()
-    make_base(recipe, out / "base")
+    make_base(recipe, out / "base", base)
     base_done = time.monotonic()
-    log = train_grpo(recipe, recipe.updates, out)
+    log = train(recipe, recipe.updates, out)
     trained = time.monotonic()
-    seconds = {"base": round(base_done - started, 1), "grpo": round(trained - base_done, 1)}
+    seconds = {
+        "base": round(base_done - started, 1),
+        recipe.objective: round(trained - base_done, 1),
+    }
     write_json(
         out / "recipe.json",
         {"arguments": asdict(recipe), **describe_machine(), "seconds": seconds},
@@ -200,17 +126,22 @@ def weights_sha256(folder: Path) -> dict[str, str]:
 
 
 def verify(recorded: Path) -> bool:
-    """Retrain base and first two checkpoints by the recorded recipe and compare the bytes."""
+    """Retrain base and first two checkpoints by the recorded recipe and compare the bytes.
+
+    A base that was given is not retrained: no recipe made it.
+    """
     written = json.loads((recorded / "recipe.json").read_text())
     recipe = Recipe(**written["arguments"])
-    for key, value in describe_machine().items():
+    now = describe_machine()
+    now["packages"] = {name: version(name) for name in written["packages"]}
+    for key, value in now.items():
         if value != written[key]:
             print(f"note: {key} was {written[key]}, is {value}")
     equal = True
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        make_base(recipe, out / "base")
-        train_grpo(recipe, 2 * recipe.save_every, out)
+        make_base(recipe, out / "base", recorded / "base" if recipe.base_is_given else None)
+        train(recipe, 2 * recipe.save_every, out)
         for step, folder in checkpoint_folders(out).items():
             original = recorded / folder.name
             if not original.exists():
@@ -223,7 +154,7 @@ def verify(recorded: Path) -> bool:
 
 def commit_folder(api: HfApi, repo_id: str, folder: Path, branch: str = "main") -> None:
     """Upload what is needed to load a checkpoint as one commit."""
-    paths = [path for path in sorted(folder.iterdir()) if path.name not in TRAINING_STATE]
+    paths = [path for path in sorted(folder.iterdir()) if path.name not in NOT_PUSHED]
     where = {"repo_id": repo_id, "revision": branch, "commit_message": f"Upload {folder.name}"}
     try:
         api.create_commit(operations=[CommitOperationAdd(p.name, p) for p in paths], **where)
@@ -253,6 +184,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options of the example; those of the recipe have the packaged run's values as defaults."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="take this base, train none")
     parser.add_argument("--verify", type=Path, metavar="DIR", help="retrain and compare this run")
     parser.add_argument(
         "--push-to",
@@ -275,10 +207,44 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     recipe.add_argument("--base-dtype", choices=("float32", "bfloat16"), default="float32")
     recipe.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     recipe.add_argument("--max-shard-size", default=DEFAULT_SHARD_SIZE, help='such as "200KB"')
+    add_kind_options(parser.add_argument_group("other kinds of runs (part of the recipe)"))
     options = parser.parse_args(arguments)
+    options.base_is_given = options.base is not None
+    check_options(parser, options)
+    return options
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what does not go together."""
     if (options.out is None) == (options.verify is None):
         parser.error("give either --out or --verify")
-    return options
+    if options.base is not None and not (options.base / "config.json").exists():
+        parser.error(f"--base {options.base} holds no model")
+    if options.lr_schedule in STEP_SCHEDULES and not options.lr_change_at:
+        parser.error(f"--lr-schedule {options.lr_schedule} needs --lr-change-at")
+    if options.restart_at % options.save_every:
+        parser.error("--restart-at must be a step with a checkpoint: a multiple of --save-every")
+    if options.restart_at and options.lr_schedule != "constant":
+        parser.error("--restart-at goes with a constant learning rate only")
+    stored = (options.objective, options.dtype, options.max_shard_size)
+    if options.lora_rank and stored != ("grpo", "float32", DEFAULT_SHARD_SIZE):
+        parser.error("--lora-rank goes with GRPO only, and adapters are stored as peft does")
+
+
+def add_kind_options(kinds: argparse._ArgumentGroup) -> None:
+    """Options whose defaults change nothing."""
+    kinds.add_argument("--base-seed", type=int, help="seed of the base if not that of the run")
+    kinds.add_argument("--objective", choices=("grpo", "sft"), default="grpo")
+    kinds.add_argument("--lora-rank", type=int, default=0, help="0 trains all weights")
+    kinds.add_argument(
+        "--lr-schedule",
+        choices=("constant", "linear", "cosine", *STEP_SCHEDULES),
+        default="constant",
+    )
+    kinds.add_argument("--lr-change-at", type=int, default=0, help="updates before drop or rise")
+    kinds.add_argument("--lr-factor", type=float, default=3.0, help="divides (drop), multiplies")
+    kinds.add_argument("--max-grad-norm", type=float, default=1.0)
+    kinds.add_argument("--restart-at", type=int, default=0, help="new optimizer and data after N")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -291,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0 if verify(options.verify) else 1)
     recipe = Recipe(**{field.name: getattr(options, field.name) for field in fields(Recipe)})
     if not (options.out / "scores.json").exists():
-        run(recipe, options.out)
+        run(recipe, options.out, options.base)
     if options.push_to:
         push(options.out, options.push_to)
 

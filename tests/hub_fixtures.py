@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trajectories import Run
+from trajectories import Run, with_method
 
 import alpharl_hub
 from alpharl_hub.local_hub import LocalHub, child_environment
@@ -170,7 +170,7 @@ class Commands:
         self._num_started += 1
         stdout, stderr = (self.folder / f"{name}-{self._num_started}" for name in ("out", "err"))
         wanted = {
-            "args": [str(arg) for arg in args],
+            "args": with_method(args),
             "env": variables if token is None else {**variables, "HF_TOKEN": token},
             "cwd": str(cwd or self.folder),
             "stdout": str(stdout),

@@ -636,7 +636,7 @@ def test_what_no_repetition_mends_ends_at_once(
 def start(commands: Commands, *args: str, **variables: str) -> "subprocess.Popen[str]":
     """Start `python -m alpharl_hub` as a shell would."""
     return subprocess.Popen(
-        [sys.executable, "-m", "alpharl_hub", *args],
+        [sys.executable, "-m", "alpharl_hub", *with_method(args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

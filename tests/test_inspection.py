@@ -24,6 +24,7 @@ from trajectories import (
     load_model,
     matrix_names,
     succeed,
+    with_method,
     write_run,
 )
 
@@ -251,15 +252,22 @@ def peak_of(note: Path, *arguments: str) -> int:
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(
-        [sys.executable, "-c", CHILD, str(note), *arguments], env=environment, check=True
+        [sys.executable, "-c", CHILD, str(note), *with_method(arguments)],
+        env=environment,
+        check=True,
     )
     return int(note.read_text())
 
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--anchor", "last", "--others", "linear"), ("--devices", "cpu,cpu")],
-    ids=["plain", "anchor and line", "two workers"],
+    [
+        (),
+        ("--anchor", "last", "--others", "linear"),
+        ("--devices", "cpu,cpu"),
+        ("--method", "relex", "--devices", "cpu"),
+    ],
+    ids=["plain", "anchor and line", "two workers", "relex"],
 )
 def test_memory_stays_below_the_plan_and_not_far(
     large: Run, tmp_path: Path, options: tuple[str, ...]

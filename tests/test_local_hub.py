@@ -1,6 +1,7 @@
 """The loopback Hub, asked by the real huggingface_hub client."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from local_hub_helpers import ALICE, BOB, CONFIG, WEIGHTS, hub_for_clients
+from local_hub_helpers import ALICE, BOB, CONFIG, WEIGHTS, ask, hub_for_clients
 
 from alpharl_hub.local_hub import LocalHub
 
@@ -199,6 +200,10 @@ def test_history_is_listed_newest_first_over_pages(hub: LocalHub, nobody: HfApi)
     dates = [commit.created_at for commit in commits]
     assert dates == sorted(set(dates), reverse=True)
     assert nobody.list_repo_commits("lab/model")[0].title == "step 3"
+    answer = ask(f"{hub.endpoint}/api/models/lab/model/commits/main?limit=2")
+    assert [row["title"] for row in json.loads(answer.body)] == ["step 3", "step 2"]
+    assert 'rel="next"' in answer.headers["link"]
+    assert "limit=2" in answer.headers["link"]
 
 
 def test_downloads_are_the_bytes_that_were_put(
@@ -293,3 +298,15 @@ def test_list_models_shows_what_the_user_may_see(
     assert [model.id for model in alice.list_models(author="lab")] == [*public, "lab/run-step4"]
     assert [model.id for model in alice.list_models(author="lab", search="step2")] == [public[2]]
     assert [model.id for model in nobody.list_models(limit=1)] == ["bob/other"]
+
+
+def test_list_models_tells_what_it_is_asked_for(hub: LocalHub, nobody: HfApi) -> None:
+    """A list of models holds neither commits nor files unless these fields are named."""
+    commit = hub.add_commit("lab/model", files={"a": b"a"}, gated=True)
+    (short,) = nobody.list_models(author="lab")
+    assert (short.sha, short.siblings, short.gated, short.private) == (None, None, None, False)
+    (asked,) = nobody.list_models(author="lab", expand=["sha", "siblings", "gated"])
+    assert (asked.sha, asked.gated, asked.private) == (commit, "manual", None)
+    assert [file.rfilename for file in asked.siblings] == [".gitattributes", "a"]
+    (full,) = nobody.list_models(author="lab", full=True)
+    assert (full.sha, full.gated, full.author) == (commit, "manual", "lab")

@@ -25,6 +25,7 @@ from trajectories import (
     model_config,
     predict,
     succeed,
+    with_method,
     write_run,
 )
 
@@ -77,7 +78,7 @@ class Child:
         self.journal = work / "journal.jsonl"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments],
+            [sys.executable, "-c", CHILD, *with_method(arguments)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -25,6 +25,7 @@ from trajectories import (
     curved_run,
     digest,
     fail,
+    generator,
     linear_truth,
     load_model,
     matrix_names,
@@ -301,14 +302,45 @@ def test_include_and_exclude_choose_matrices(tmp_path: Path) -> None:
     assert "--include (: no regular expression" in line
 
 
-def test_stack_of_experts_is_copied_with_a_word(tmp_path: Path) -> None:
-    """A 3-D tensor in a block is not predicted by this version, which is told."""
-    name = "model.layers.0.mlp.experts.gate_up_proj"
-    add = {s: {name: torch.full((3, 4, 5), 1.0 + s)} for s in EVERYWHERE}
+@pytest.mark.parametrize("method", ["alpharl", "relex", "ols", "linear", "average"])
+def test_stack_of_experts_is_predicted_matrix_by_matrix(tmp_path: Path, method: str) -> None:
+    """Each slice of a 3-D tensor of experts is a matrix; other 3-D tensors are none."""
+    name, conv = "model.layers.0.mlp.experts.gate_up_proj", "model.layers.0.mixer.conv1d.weight"
+    u_EM, v_EN = (
+        torch.randn(3, 4, generator=generator(1)),
+        torch.randn(3, 5, generator=generator(2)),
+    )
+    line = u_EM[:, :, None] * v_EN[:, None, :]
+    add = {s: {name: 1 + 1e-3 * s * line, conv: torch.full((3, 1, 4), 1.0 + s)} for s in EVERYWHERE}
     run = write_run(tmp_path, STEPS, change(curved_run(STEPS), add=add))
-    found = predict(run, tmp_path / "out", *TARGET)
-    assert torch.equal(found[name], add[40][name])
-    assert name in warnings(tmp_path / "out")["stack"]
+    target = () if method == "average" else TARGET
+    found = predict(run, tmp_path / "out", *target, "--method", method)
+    if method != "average":
+        assert torch.allclose(found[name], 1 + 1e-3 * float(TARGET[1]) * line, atol=1e-5)
+    manifest = json.loads((tmp_path / "out" / "alpharl.json").read_text())
+    records = {r["name"]: r for r in manifest["tensors"] if r["name"].startswith(name)}
+    one = method == "relex"
+    assert list(records) == ([name] if one else [f"{name}[{e}]" for e in range(3)])
+    assert {r["action"] for r in records.values()} == {"predicted"}
+    if method == "alpharl":
+        assert torch.equal(found[conv], add[40][conv])
+        assert all(r["shape"] == [4, 5] and r["rank1_share"] > 0.99 for r in records.values())
+
+
+def test_stack_of_experts_is_extracted_matrix_by_matrix(tmp_path: Path) -> None:
+    """Factors are those of each slice, and predict the same as the run itself."""
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    add = {
+        s: {name: 1 + 1e-5 * s * torch.randn(3, 4, 5, generator=generator(s))} for s in EVERYWHERE
+    }
+    run = write_run(tmp_path, STEPS, change(curved_run(STEPS), add=add))
+    succeed("extract", *run.arguments("-o", str(tmp_path / "factors")))
+    succeed("predict", tmp_path / "factors", "-o", tmp_path / "a", *TARGET)
+    direct = predict(run, tmp_path / "b", *TARGET)
+    assert torch.equal(load_model(tmp_path / "a")[name], direct[name])
+    report = json.loads(succeed("report", *run.arguments("--json")).stdout)
+    shapes = {m["name"]: m["shape"] for m in report["modules"] if "experts" in m["name"]}
+    assert shapes == {f"{name}[{e}]": [4, 5] for e in range(3)}
 
 
 @pytest.mark.parametrize(

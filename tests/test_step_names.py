@@ -7,6 +7,7 @@ from alpharl_hub.sources.step_names import (
     choose_family,
     find_families,
     match_pattern,
+    match_repo,
     match_step,
     mention_patterns,
 )
@@ -68,6 +69,30 @@ def test_a_name_gives_its_family_and_its_number(name: str) -> None:
 def test_other_names_carry_no_step(name: str) -> None:
     """Moving names, unfinished folders and revisions of pre-training are no steps of a run."""
     assert match_step(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("DAPO-step-0", "DAPO-step-{step}"),
+        ("Qwen3-4B-RLVR-Code-step-300", "Qwen3-4B-RLVR-Code-step-{step}"),
+        ("OLMo-run5-step50", "OLMo-run5-step{step}"),
+        ("qwen_step_0100", "qwen_step_{step}"),
+        ("INTELLECT-1-step-17000", "INTELLECT-1-step-{step}"),
+        ("qwen3-1p7b-sgd-polaris-step300-best-val", "qwen3-1p7b-sgd-polaris-step{step}-best-val"),
+        ("step-7", "step-{step}"),
+        ("qwen3_4B_Base_MaxRL_Polaris_1000_steps", None),
+        ("olmo-step1000-tokens4B", None),
+        ("olmo-step-001000-2BT", None),
+        ("multistep5", None),
+        ("two-step-model", None),
+        ("step3.5", None),
+        ("Qwen2.5-Math-1.5B", None),
+    ],
+)
+def test_a_repos_name_gives_the_pattern_of_its_run(name: str, pattern: str | None) -> None:
+    """A guess that is only ever a hint: text may follow, counts of tokens and words may not."""
+    assert match_repo(name) == pattern
 
 
 def test_padded_and_unpadded_names_are_one_family_in_order_of_numbers() -> None:

@@ -30,8 +30,8 @@ from trajectories import (
 
 from alpharl_hub.errors import SourceError
 from alpharl_hub.prediction.delivery import Destination
-from alpharl_hub.prediction.predict import PredictOptions, plan_subject
 from alpharl_hub.prediction.predict import predict as predict_setting
+from alpharl_hub.prediction.setting import PredictOptions, plan_subject
 from alpharl_hub.prediction.subjects import trajectory_subject
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import ScopeOptions, prepare
@@ -82,6 +82,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 METHODS = {
     "alpharl": ("--others", "linear"),
     "linear": ("--method", "linear", "--fit-last", "3"),
+    "relex": ("--method", "relex", "--rank", "2"),
+    "ols": ("--method", "ols", "--anchor", "last"),
 }
 
 
@@ -213,7 +215,7 @@ def predict_library(
     """Predict without the command line; gives the plan's bytes."""
     scope = ScopeOptions()
     subject = trajectory_subject(prepare(trajectory, scope, stop_on_wrong_base=True), scope)
-    options = PredictOptions(method, TargetOptions(target_step=110), others=others)
+    options = PredictOptions(method, TargetOptions((110,)), others=others)
     setting = plan_subject(subject, options)
     hooks = Hooks(on_progress) if on_progress else Hooks()
     predict_setting(setting, Destination(folder), Compute(("cpu", "cpu")), hooks)
@@ -296,7 +298,9 @@ def window_of(contents: CheckpointContents, names: list[str]) -> Window:
     parts = []
     for name in names:
         ref = contents.tensors[name]
-        parts.append(Part(name, ref.shape, "copied", False, {BASE: ref, 0: ref}, ref, ref.shape))
+        parts.append(
+            Part(name, name, ref.shape, "copied", False, {BASE: ref, 0: ref}, ref, ref.shape)
+        )
     return Window(0, tuple(parts))
 
 
@@ -326,7 +330,8 @@ def test_reader_gives_what_safetensors_gives(
         for position in (BASE, 0):
             found = reader.read(window, position, "cpu", pool)
             for place, (name, wanted) in enumerate(tensors.items()):
-                got = found[place] if name != "c" else found[place].view(torch.int16)
+                (raw,) = found[place]
+                got = raw if name != "c" else raw.view(torch.int16)
                 assert got.dtype == wanted.dtype, name
                 assert torch.equal(got, wanted), name
     assert sum(counts) == 2 * sum(t.numel() * t.element_size() for t in tensors.values())

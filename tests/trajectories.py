@@ -304,9 +304,19 @@ def relative_error(found: Tensor, wanted: np.ndarray, base: np.ndarray) -> float
     return float(np.linalg.norm(as_float64(found) - wanted) / update)
 
 
+def with_method(arguments: Sequence[str | Path]) -> list[str]:
+    """Name a method where `predict` or `inspect` would choose one: these runs are too small for it.
+
+    The planted truths are those of alpharl.
+    """
+    words = [str(argument) for argument in arguments]
+    chooses = words[:1] in (["predict"], ["inspect"]) and not {"--from", "--method"} & set(words)
+    return [*words, "--method", "alpharl"] if chooses else words
+
+
 def command(*arguments: str | Path) -> Result:
-    """Run the command line in this process, as a shell would."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    """Run the command line in this process, as a shell would; see `with_method`."""
+    return CliRunner().invoke(main, with_method(arguments))
 
 
 def succeed(*arguments: str | Path) -> Result:

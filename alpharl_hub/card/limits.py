@@ -23,10 +23,28 @@ _FOR_METHOD = {
     ),
     "linear": (
         "The method supposes that every weight goes on as it went. Runs bend: the farther the "
-        "target, the more of the predicted update points past where training would have gone."
+        "target, the more of the predicted update points past where training would have gone. "
+        "Norm layers are those of the last checkpoint."
+    ),
+    "relex": (
+        "The method keeps one direction of each tensor's path and draws a line along it. It was "
+        "published for mathematics; a replication on other tasks found predictions below the last "
+        "observed checkpoint when it looked far ahead."
+    ),
+    "ols": (
+        "The method draws a line through every weight over the checkpoints fitted. Runs bend: the "
+        "farther the target, the more the line leaves what training would have done."
+    ),
+    "average": (
+        "The method is a mean of checkpoints that were observed. It smooths noise, and in a run "
+        "that still gets better it falls behind the last checkpoint."
     ),
 }
 _AUTHORS = {
+    "2605.21468": (
+        "Wei, Zhepei and Zhu, Xinyu and Chen, Wei-Lin and Huang, Chengsong and Huang, Jiaxin and "
+        "Meng, Yu"
+    ),
     "2510.00553": (
         "Cai, Yuchen and Cao, Ding and Xu, Xin and Yao, Zijun and Huang, Yuqing and Tan, Zhenyu "
         "and Zhang, Benyi and Sun, Guangzhong and Liu, Guiquan and Fang, Junfeng"

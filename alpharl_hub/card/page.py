@@ -15,9 +15,10 @@ from urllib.parse import quote
 from alpharl_hub.card.licenses import LicenseChoice
 from alpharl_hub.card.limits import bibtex, limits
 from alpharl_hub.card.markdown import ABSENT, code, fenced, link, number, one_line, prose, table
-from alpharl_hub.card.repeat import how_to_repeat, run_repo
+from alpharl_hub.card.repeat import LOOKING_BACK, how_to_repeat, run_repo
 from alpharl_hub.manifest import (
     MANIFEST_NAME,
+    AutoRecord,
     CheckpointRecord,
     Manifest,
     MethodRecord,
@@ -64,6 +65,7 @@ def page(manifest: Manifest, facts: CardFacts, license_: LicenseChoice) -> str:
         _how_to_load(manifest, facts),
         _how_it_was_made(manifest, manifest.method),
         "## Can it be trusted?\n\n" + _trust(manifest.trust),
+        _auto(manifest.auto),
         _fit(manifest.tensors),
         _rounding(manifest),
         _files(manifest, facts),
@@ -97,6 +99,8 @@ def _headline(run: RunRecord, method: MethodRecord) -> str:
 def _how_far(run: RunRecord, method: MethodRecord) -> str:
     last = run.checkpoints[-1]
     observed = f"the last observed step {last.step}"
+    if method.name in LOOKING_BACK:
+        return f"averaged over its last checkpoints up to {observed}"
     if method.target_step is None:
         return f"predicted with {number(method.scale, 'g')} x the update at {observed}"
     step = f"step {number(method.target_step, 'g')}"
@@ -167,14 +171,16 @@ def _how_it_was_made(manifest: Manifest, method: MethodRecord) -> str:
 
 def _parameters(method: MethodRecord) -> list[str]:
     given: list[tuple[str, object]] = [
-        ("target step", method.target_step),
+        ("target step", None if method.name in LOOKING_BACK else method.target_step),
         ("target score", method.target_score),
         ("scale", method.scale),
         ("fitted against the", method.response),
-        ("rank-1 part rescaled to the whole update's norm", method.rescale),
+        ("directions kept", method.rank),
+        ("kept part rescaled to the whole update's norm", method.rescale),
+        ("rest of the last update kept", method.keep_residual or None),
         ("fitted on the last", method.fit_last),
         ("anchored at the", method.anchor),
-        ("damping", method.damping),
+        ("damping" if method.damping <= 1 else "size", method.damping),
         ("tensors out of the method's scope from", method.others),
         ("stored as", method.dtype or "the last checkpoint stores it"),
     ]
@@ -249,6 +255,16 @@ def _cosine_words(trust: TrustRecord, cosine: float) -> str:
     if trust.speed is not None:
         text += f" The second half moved {number(trust.speed, '.2f')} x as fast along the first."
     return text
+
+
+def _auto(auto: AutoRecord | None) -> str:
+    """Say how method and horizon were chosen."""
+    if auto is None:
+        return ""
+    lines = [f"- {prose(words)}" for words in (*auto.words, f"clock: {auto.clock}")]
+    if auto.forced and auto.ratio <= 1:
+        lines.append("- **the tool would have kept the last checkpoint; it was told to go on**")
+    return "## How far: chosen by the tool\n\n" + "\n".join(lines)
 
 
 def _fit(tensors: tuple[TensorRecord, ...]) -> str:

@@ -8,6 +8,10 @@ from alpharl_hub.card.markdown import fenced, number
 from alpharl_hub.manifest import MANIFEST_NAME, MethodRecord, RunRecord
 
 
+LOOKING_BACK = ("average",)
+"""Methods that take no target."""
+
+
 def run_repo(run: RunRecord) -> str | None:
     """Return the one repo on the Hub that all checkpoints come from, or None."""
     sources = {(record.source, record.commit is None) for record in run.checkpoints}
@@ -21,7 +25,8 @@ def how_to_repeat(run: RunRecord, method: MethodRecord) -> str:
     words = (" RUN" if is_local else "") + (" --base BASE" if run.base.commit is None else "")
     commands = [f"alpharl-hub predict{words} --from {MANIFEST_NAME} -o predicted"]
     place = _run_argument(run)
-    if place is not None:
+    # Another clock than the steps, and sizes that a sweep chose, stand in the manifest only.
+    if place is not None and method.times is None and method.damping <= 1:
         commands += ["", "# the same, spelt out", _command(place, run, method)]
     text = "## How to repeat it\n\n" + fenced(commands, "bash")
     if any(record.commit is None for record in (run.base, *run.checkpoints)):
@@ -31,8 +36,12 @@ def how_to_repeat(run: RunRecord, method: MethodRecord) -> str:
 
 def _run_argument(run: RunRecord) -> str | None:
     """Return RUN as the command line takes it, where the manifest holds enough to write it."""
+    if run.base.commit is None:
+        return None
+    if run.layout == "repos":
+        return f"hf://{run.pattern.removeprefix('hf://')}"
     repo = run_repo(run)
-    if repo is None or run.base.commit is None:
+    if repo is None:
         return None
     if run.layout in ("branches", "tags"):
         return f"hf://{repo}@{run.pattern.replace('/', '%2F')}"
@@ -42,7 +51,8 @@ def _run_argument(run: RunRecord) -> str | None:
 def _command(place: str, run: RunRecord, method: MethodRecord) -> str:
     base = run.base
     base_place = f"hf://{base.source}@{base.commit}" + (f"/{base.folder}" if base.folder else "")
-    by_other_means = method.target_score is not None or method.scale is not None
+    by_other_means = (method.target_score, method.scale) != (None, None)
+    by_other_means = by_other_means or method.name in LOOKING_BACK
     steps = ",".join(str(record.step) for record in run.checkpoints)
     options: list[tuple[str, object]] = [
         ("--base", base_place),
@@ -50,6 +60,7 @@ def _command(place: str, run: RunRecord, method: MethodRecord) -> str:
         ("--include", run.include),
         ("--exclude", run.exclude),
         ("--method", method.name),
+        ("--rank", method.rank),
         ("--target-step", None if by_other_means else method.target_step),
         ("--target-score", method.target_score),
         ("--score-key", run.score_name if method.target_score is not None else None),
@@ -64,7 +75,9 @@ def _command(place: str, run: RunRecord, method: MethodRecord) -> str:
     for name, value in options:
         if value is not None:
             words += [name, number(value, "g") if isinstance(value, float) else str(value)]
-    if method.rescale is False:
+    if method.keep_residual:
+        words.append("--keep-residual")
+    elif method.rescale is False:
         words.append("--no-rescale")
     if run.keep_repeats:
         words.append("--keep-repeats")

@@ -18,7 +18,7 @@ from alpharl_hub.cli.requests import (
     run_request,
     scope_options,
 )
-from alpharl_hub.cli.running import print_json, running, show_notices, show_trust
+from alpharl_hub.cli.running import print_json, running, show_auto, show_notices, show_trust
 
 
 @click.command()
@@ -74,6 +74,7 @@ def predict(
         else:
             wanted = prediction_options(options)
             answer = predict_run(request, scope_options(options), wanted, where, compute, hooks)
+    show_auto(answer.auto, options["quiet"])
     show_trust(answer.trust, options["quiet"])
     show_notices(answer.warnings, options["quiet"])
     if as_json:

@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from alpharl_hub.cli.options import Command, add_options
-from alpharl_hub.methods import METHODS
+from alpharl_hub.methods import AUTO, METHODS
 
 
 class FitLast(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
@@ -31,27 +31,66 @@ class FitLast(click.ParamType):  # type: ignore[type-arg]  # generic only in new
             self.fail(f"{text!r}: write a count such as 5 or a share such as 50%", param, context)
 
 
+class StepList(click.ParamType):  # type: ignore[type-arg]
+    """One step such as 500, or several such as 100,200,500."""
+
+    name = "step,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> tuple[float, ...]:
+        """Parse into steps in the order given."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            steps = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r}: write steps such as 500 or 100,200,500", param, context)
+        if min(steps) < 0:
+            self.fail(f"{value!r}: steps are not negative", param, context)
+        return steps
+
+
 def predict_options(command: Command) -> Command:
     """Add target, method and what surrounds the method."""
     return add_options(
         (
-            click.option("--target-step", type=click.FloatRange(min=0), help="Predict this step."),
+            click.option(
+                "--target-step",
+                type=StepList(),
+                default=(),
+                help="Predict this step; of several, DIR/step_N or branch step_N each.",
+            ),
             click.option("--target-score", type=float, help="Predict where this score is reached."),
             click.option(
                 "--method",
-                type=click.Choice(list(METHODS)),
-                default="alpharl",
+                type=click.Choice([AUTO, *METHODS]),
+                default=AUTO,
                 show_default=True,
-                help="How to extrapolate.",
+                help="How to extrapolate; auto looks first how far that is safe.",
+            ),
+            click.option(
+                "--rank",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                help="alpharl, relex: how many directions are kept.",
             ),
             click.option(
                 "--rescale/--no-rescale",
                 default=True,
-                help="alpharl: give the rank-1 part the norm of the whole update. [rescale]",
+                help="alpharl: give the kept part the norm of the whole update. [rescale]",
+            ),
+            click.option(
+                "--keep-residual",
+                is_flag=True,
+                help="alpharl: leave the rest of the last update where it is.",
             ),
             click.option("--scale", type=float, help="linear: base + SCALE x the last update."),
             click.option(
-                "--fit-last", type=FitLast(), help="linear: the line through the last 50%."
+                "--fit-last",
+                type=FitLast(),
+                help="Fit only the last 5 checkpoints, or those of the last 50% of the steps.",
             ),
             click.option(
                 "--anchor",
@@ -79,7 +118,11 @@ def predict_options(command: Command) -> Command:
                 type=click.Choice(["float32", "float16", "bfloat16"]),
                 help="Store the result like this. [as the last checkpoint]",
             ),
-            click.option("--force", is_flag=True, help="Go on though the base looks wrong."),
+            click.option(
+                "--force",
+                is_flag=True,
+                help="Go on though the base looks wrong, or auto would keep the last checkpoint.",
+            ),
         ),
         command,
     )
@@ -90,6 +133,8 @@ REPEATED_OPTIONS = (
     "target_score",
     "method",
     "rescale",
+    "rank",
+    "keep_residual",
     "scale",
     "fit_last",
     "anchor",

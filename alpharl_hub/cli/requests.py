@@ -15,11 +15,11 @@ from click.core import ParameterSource
 from alpharl_hub.cli.options import split_list
 from alpharl_hub.cli.running import tell_wait
 from alpharl_hub.cli.terminal import escape_text, human_bytes
-from alpharl_hub.methods import METHODS
+from alpharl_hub.methods import AUTO, METHODS
 
 if TYPE_CHECKING:
     from alpharl_hub.prediction.delivery import Destination
-    from alpharl_hub.prediction.predict import PredictOptions
+    from alpharl_hub.prediction.setting import PredictOptions
     from alpharl_hub.preparation import ScopeOptions
     from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions
     from alpharl_hub.results import Inspection
@@ -81,19 +81,22 @@ def prediction_options(options: Mapping[str, Any]) -> PredictOptions:
     Raises:
         click.UsageError: an option that the chosen method does not know.
     """
-    from alpharl_hub.prediction.predict import PredictOptions
+    from alpharl_hub.prediction.setting import PredictOptions
     from alpharl_hub.prediction.targets import TargetOptions
 
     check_method_options(options)
     return PredictOptions(
         method=options["method"],
         target=TargetOptions(options["target_step"], options["target_score"], options["scale"]),
-        rescale=options["rescale"],
+        rescale=options["rescale"] and not options["keep_residual"],
+        rank=options["rank"],
+        keep_residual=options["keep_residual"],
         fit_last=options["fit_last"],
         anchor=options["anchor"],
         damping=options["damping"],
         others=options["others"],
         dtype=options["dtype"],
+        force=options["force"],
     )
 
 
@@ -103,19 +106,50 @@ def check_method_options(options: Mapping[str, Any]) -> None:
     Raises:
         click.UsageError: names the option.
     """
-    known = METHODS[options["method"]].options
-    for name, unset in (("rescale", True), ("scale", None), ("fit_last", None)):
-        if name not in known and options[name] != unset:
-            flag = "--no-rescale" if name == "rescale" else f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{flag} has no meaning for --method {options['method']}")
-    for name in ("target_step", "target_score", "scale", "damping"):
-        if options[name] is not None and not math.isfinite(options[name]):
-            flag = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"{flag} {options[name]}: give a finite number")
-    targets = [n for n in ("target_step", "target_score", "scale") if options[n] is not None]
+    method = options["method"]
+    for name in _meaningless_options(method):
+        if is_given(name):
+            flag = "--no-rescale" if (name, options[name]) == ("rescale", False) else flag_of(name)
+            raise click.UsageError(f"{flag} has no meaning for --method {method}")
+    if options["keep_residual"] and options["rescale"] and is_given("rescale"):
+        raise click.UsageError("--keep-residual and --rescale would count the rest twice; give one")
+    numbers = [(name, options[name]) for name in ("target_score", "scale", "damping")]
+    numbers += [("target_step", step) for step in options["target_step"]]
+    for name, value in numbers:
+        if value is not None and not math.isfinite(value):
+            raise click.UsageError(f"{flag_of(name)} {value}: give a finite number")
+    if method in METHODS and not METHODS[method].looks_ahead and _given_targets(options):
+        named = flag_of(_given_targets(options)[0])
+        raise click.UsageError(f"--method {method} looks nowhere ahead: leave out {named}")
+    if method == AUTO and len(options["target_step"]) > 1:
+        raise click.UsageError("--method auto chooses one step: give one, or name a method")
+    targets = _given_targets(options)
     if len(targets) > 1:
-        named = " and ".join(f"--{name.replace('_', '-')}" for name in targets)
+        named = " and ".join(flag_of(name) for name in targets)
         raise click.UsageError(f"{named} exclude each other; give one")
+
+
+def _meaningless_options(method: str) -> tuple[str, ...]:
+    if method == AUTO:
+        return ("rescale", "rank", "keep_residual", "scale", "fit_last", "anchor", "others")
+    known = METHODS[method].options
+    names = ("rescale", "rank", "keep_residual", "scale", "fit_last")
+    return tuple(name for name in names if name not in known)
+
+
+def _given_targets(options: Mapping[str, Any]) -> list[str]:
+    names = [n for n in ("target_score", "scale") if options[n] is not None]
+    return ["target_step", *names] if options["target_step"] else names
+
+
+def is_given(name: str) -> bool:
+    """Whether the user gave an option on the command line."""
+    return click.get_current_context().get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def flag_of(name: str) -> str:
+    """Write an option as it stands on the command line."""
+    return f"--{name.replace('_', '-')}"
 
 
 def require_target(options: Mapping[str, Any]) -> None:
@@ -124,10 +158,11 @@ def require_target(options: Mapping[str, Any]) -> None:
     Raises:
         click.UsageError: there is none.
     """
-    if all(options[name] is None for name in ("target_step", "target_score", "scale")):
-        raise click.UsageError(
-            "say how far: --target-step N, --target-score Y, or --method linear --scale A"
-        )
+    method = options["method"]
+    needs_none = method == AUTO or not METHODS[method].looks_ahead
+    if not needs_none and not _given_targets(options):
+        scale = ", or --scale A" if "scale" in METHODS[method].options else ""
+        raise click.UsageError(f"say how far: --target-step N or --target-score Y{scale}")
 
 
 def check_predict_arguments(
@@ -221,8 +256,8 @@ def push_hooks(options: Mapping[str, Any], stop: threading.Event) -> PushHooks:
 def next_command(run: str, inspection: Inspection, options: Mapping[str, Any]) -> str:
     """Write the command that a user would want after inspect, ready to paste."""
     words = ["alpharl-hub", "predict", run, *_given_words(options)]
-    has_target = any(options[name] is not None for name in ("target_step", "target_score", "scale"))
-    if not has_target:
+    method = options["method"]
+    if not _given_targets(options) and (method == AUTO or METHODS[method].looks_ahead):
         last = max(c.step for c in inspection.checkpoints if c.selected)
         words += ["--target-step", str(2 * last)]
     return shlex.join([*words, "-o", "./predicted"])
@@ -245,6 +280,8 @@ def _given_words(options: Mapping[str, Any]) -> list[str]:
             words.append(flag if value else param.secondary_opts[0])
         elif param.multiple:
             words += [word for at, step in value for word in (flag, f"{at}={step}")]
+        elif isinstance(value, tuple):
+            words += [flag, ",".join(f"{step:g}" for step in value)]
         else:
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     return words

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from alpharl_hub import strict_json
 from alpharl_hub.cli.inspect_screen import print_notices
 from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console
-from alpharl_hub.manifest import Notice, TrustRecord
+from alpharl_hub.manifest import AutoRecord, Notice, TrustRecord
 
 if TYPE_CHECKING:
     from alpharl_hub.windows.streaming import Hooks
@@ -160,6 +160,14 @@ def show_notices(notices: Sequence[Notice], quiet: bool) -> None:
 def print_json(answer: object) -> None:
     """Write one strict JSON document on stdout."""
     click.echo(json.dumps(strict_json.to_plain(answer), allow_nan=False, indent=2))
+
+
+def show_auto(auto: AutoRecord | None, quiet: bool) -> None:
+    """Print on stderr what `--method auto` saw and chose."""
+    if auto is None or quiet:
+        return
+    for words in (*auto.words, f"clock: {auto.clock}"):
+        click.echo(escape_text(f"auto: {words}"), err=True)
 
 
 def show_trust(trust: TrustRecord | None, quiet: bool) -> None:

@@ -11,6 +11,10 @@ from alpharl_hub.local_hub.state import HubState, Names
 from alpharl_hub.local_hub.storage import MAIN, Commit, Repo
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?", re.ASCII)
+# What a list of models tells of each unless it is asked for more: no commit, no files.
+LISTED_FIELDS = (
+    *("createdAt", "downloads", "library_name", "likes", "pipeline_tag", "private", "tags"),
+)
 REF_PATTERN = re.compile(r"[\w+=@-][\w.+=@/-]{0,199}", re.ASCII)
 
 
@@ -137,7 +141,7 @@ def model_info(hub: HubState, request: Request, names: Names) -> Response:
 
 
 def list_models(hub: HubState, request: Request, names: Names) -> Response:
-    """GET /api/models?author=&search=&limit="""
+    """GET /api/models?author=&search=&limit=&full=&expand="""
     author, words = request.parameter("author"), request.parameter("search").lower()
     chosen = [
         repo
@@ -150,7 +154,12 @@ def list_models(hub: HubState, request: Request, names: Names) -> Response:
 
     def described(repo: Repo) -> dict[str, Any]:
         commit = hub.commit_at(repo, "main")
-        return _summary(hub, repo, commit, card_metadata(hub.storage.blobs, commit))
+        info = _summary(hub, repo, commit, card_metadata(hub.storage.blobs, commit))
+        info["siblings"] = [sibling(path, entry, False) for path, entry in commit.files.items()]
+        if request.flag("full"):
+            return info
+        asked = request.query.get("expand", ()) or LISTED_FIELDS
+        return {name: info[name] for name in ("_id", "id", "modelId", *asked) if name in info}
 
     return page(hub, request, chosen, min(size, hub.page_size), described)
 

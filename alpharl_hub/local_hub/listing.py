@@ -69,7 +69,7 @@ def paths_info(hub: HubState, request: Request, names: Names) -> Response:
 
 
 def list_commits(hub: HubState, request: Request, names: Names) -> Response:
-    """GET /api/models/R/commits/V"""
+    """GET /api/models/R/commits/V?limit="""
     repo = hub.visible_repo(request, names)
     history = list(hub.storage.history(hub.commit_at(repo, names["revision"])))
 
@@ -77,7 +77,8 @@ def list_commits(hub: HubState, request: Request, names: Names) -> Response:
         authors = [{"user": commit.author}]
         return {**_last_commit(commit), "message": commit.message, "authors": authors}
 
-    return page(hub, request, history, hub.page_size, described)
+    size = int(request.parameter("limit", str(hub.page_size)))
+    return page(hub, request, history, min(size, hub.page_size), described)
 
 
 def _folders(commit: Commit) -> set[str]:

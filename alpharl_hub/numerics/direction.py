@@ -100,6 +100,15 @@ def direction_sums(base: Tensor, middle: Tensor, last: Tensor) -> DirectionSums:
     return DirectionSums(tuple(levels), everything)
 
 
+def add_sums(sums: Sequence[DirectionSums]) -> DirectionSums:
+    """Add up the matrices of a stack."""
+    levels = zip(*(s.levels for s in sums), strict=True)
+    return DirectionSums(
+        levels=tuple(_add(level) for level in levels),
+        everything=_add([s.everything for s in sums]),
+    )
+
+
 def smallest_entries(values_P: Tensor, count: int) -> Tensor:
     """Give the indices (int64) of the `count` entries of smallest magnitude, smallest first.
 

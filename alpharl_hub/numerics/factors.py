@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.errors import FitError
+from alpharl_hub.numerics.low_rank import LowRank
 from alpharl_hub.numerics.pls import in_sample_r2, leave_one_out_q2
 from alpharl_hub.numerics.spectral import Triplets, leading_triplets
 
@@ -63,13 +64,25 @@ class Factors:
         v_TN = self.truncate(1).v_TRN[:, 0].double()
         return tuple(_angle(v_N, v_TN[-1]) for v_N in v_TN)
 
-    def scaled_rows(self, rescale: bool) -> Tensor:
-        """Return x_t = alpha_t sigma_t u_t (T x M, fp32) of triplet 0.
+    def since(self, first: int) -> Factors:
+        """Leave out the checkpoints before position `first`."""
+        parts = (self.u_TRM, self.sigma_TR, self.v_TRN, self.frobenius_T)
+        return Factors(*(part[first:] for part in parts))
 
-        alpha_t = |D_t|_F / sigma_t, or 1 without `rescale`; a zero delta gives a zero row.
+    def scaled_rows(self, rescale: bool, triplet: int = 0) -> Tensor:
+        """Return x_t = alpha_t sigma_tr u_tr (T x M, fp32) of one triplet r.
+
+        alpha_t = |D_t|_F / |(sigma_t1, ..., sigma_tR)| gives the kept part the norm of the whole
+        delta; 1 without `rescale`. A zero delta gives a zero row.
         """
-        length_T = self.frobenius_T if rescale else self.sigma_TR[:, 0]
-        return length_T[:, None] * self.u_TRM[:, 0]
+        length_T = self.sigma_TR[:, triplet]
+        if rescale and self.sigma_TR.shape[1] == 1:
+            length_T = self.frobenius_T
+        elif rescale:
+            kept_T = torch.linalg.vector_norm(self.sigma_TR, dim=1)
+            alpha_T = torch.where(kept_T > 0, self.frobenius_T / kept_T, torch.zeros_like(kept_T))
+            length_T = alpha_T * length_T
+        return length_T[:, None] * self.u_TRM[:, triplet]
 
 
 @dataclass(frozen=True)
@@ -94,18 +107,23 @@ class FactorBuilder:
         self._found: list[Triplets] = []
         self._start_N: Tensor | None = None
 
-    def observe(self, delta_MN: Tensor) -> None:
+    def observe(self, delta_MN: Tensor | LowRank) -> None:
         """Factorise the next delta (fp32, contiguous), starting from the last non-zero one.
 
         Raises FitError, naming the matrix, when the delta holds NaN or Inf.
         """
         try:
-            found = leading_triplets(delta_MN, self._rank, seed=self._name, start_N=self._start_N)
+            found = self._factorise(delta_MN)
         except FitError as error:
             raise FitError(f"{self._name}: {error}") from error
         if float(found.sigma_R[0]) > 0:
             self._start_N = found.v_RN[0]
         self._found.append(found)
+
+    def _factorise(self, delta_MN: Tensor | LowRank) -> Triplets:
+        if isinstance(delta_MN, LowRank):
+            return delta_MN.triplets(self._rank)
+        return leading_triplets(delta_MN, self._rank, seed=self._name, start_N=self._start_N)
 
     def finish(self) -> Factors:
         """Return the factors, their signs and order aligned."""

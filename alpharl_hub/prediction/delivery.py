@@ -6,12 +6,13 @@ too; what makes the model appear (a rename, a commit) comes last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alpharl_hub import strict_json
+from alpharl_hub.errors import PushError
 from alpharl_hub.output.folder import (
     check_disk,
     check_output,
@@ -23,6 +24,7 @@ from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
 from alpharl_hub.output.shards import ShardWriter, make_index
 from alpharl_hub.prediction.planning import PredictionPlan
 from alpharl_hub.push.model_upload import (
+    DEFAULT_BRANCH,
     HubAccess,
     ModelUpload,
     PushHooks,
@@ -64,36 +66,119 @@ class Destination:
     license_id: str | None = None
     push: PushRequest | None = None
 
-    def check(self) -> None:
-        """Refuse a folder that cannot be taken, before anything is read.
+    def check(self, steps: Sequence[float]) -> None:
+        """Refuse folders that cannot be taken, before anything is read; `steps` as in `lanes`.
 
         Raises:
-            WriteError: it is not empty, or no folder.
+            WriteError: one is not empty, or no folder.
         """
-        if self.folder is not None:
-            check_output(self.folder, self.overwrite, self.work_folder)
+        if len(steps) > 1 and self.push is not None and self.push.options.branch != DEFAULT_BRANCH:
+            raise PushError("--branch names one branch, and each of several steps gets its own")
+        for lane in self.lanes(steps):
+            folder = lane.destination.folder
+            if folder is not None:
+                check_output(folder, self.overwrite, self.work_folder)
+
+    def lanes(self, steps: Sequence[float | None]) -> tuple[Lane, ...]:
+        """Return where each of several models goes: folders step_N, or branches of that name."""
+        if len(steps) < 2:
+            return (Lane("", self),)
+        return tuple(self._lane(f"step_{step:g}") for step in steps)
+
+    def _lane(self, name: str) -> Lane:
+        folder = None if self.folder is None else self.folder / name
+        push = self.push
+        if push is not None:
+            push = replace(push, options=replace(push.options, branch=name))
+        return Lane(name, replace(self, folder=folder, push=push))
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One of the models that a run makes: its name among them, empty when it is the only one."""
+
+    name: str
+    destination: Destination
+
+
+class _LaneDelivery:
+    """One model while it is made: its writer, and what happens to finished shards."""
+
+    def __init__(
+        self, lane: Lane, upload: ModelUpload | None, plan: PredictionPlan, journal: Journal
+    ) -> None:
+        self._lane = lane
+        self._upload = upload
+        self._plan = plan
+        self._journal = journal
+        self._result = journal.folder / RESULT_FOLDER / lane.name
+        gone = {filename for filename in self._filenames() if self._is_uploaded(filename)}
+        files = [file for file in plan.files if file.filename not in gone]
+        self.writer = ShardWriter(self._result, files)
+
+    def _filenames(self) -> list[str]:
+        return [file.filename for file in self._plan.files]
+
+    def _key(self, filename: str) -> str:
+        return f"shard {self._lane.name}/{filename}" if self._lane.name else f"shard {filename}"
+
+    def _is_uploaded(self, filename: str) -> bool:
+        return self._key(filename) in self._journal.results
+
+    def open(self) -> None:
+        """Create what is not there yet."""
+        self._result.mkdir(exist_ok=True)
+        self.writer.open()
+
+    def shard_done(self, filename: str) -> None:
+        """Give a shard that is complete its name, and upload it where that is asked for."""
+        if self._is_uploaded(filename):
+            return
+        path = self.writer.complete(filename)
+        if self._upload is not None:
+            uploaded = self._upload.upload_shard(path)
+            self._journal.record(self._key(filename), strict_json.to_plain(uploaded))
+            if self._lane.destination.folder is None:
+                path.unlink()
+
+    def finish(self, files: Mapping[str, bytes]) -> PushResult | None:
+        """Add the small files, push, and move the folder to its name."""
+        small = dict(files)
+        if any(file.filename != SINGLE_FILE for file in self._plan.files):
+            small[INDEX_FILE] = make_index(self._plan.files)
+        pushed = None
+        if self._upload is not None:
+            pushed = self._upload.finish(self._uploaded(), small)
+        folder = self._lane.destination.folder
+        if folder is not None:
+            for name, data in small.items():
+                write_file(self._result / name, data)
+            publish(self._result, folder, self._lane.destination.overwrite)
+        return pushed
+
+    def _uploaded(self) -> list[UploadedShard]:
+        keys = [self._key(filename) for filename in self._filenames()]
+        results = self._journal.results
+        return [strict_json.from_plain(UploadedShard, results[key], key) for key in keys]
 
 
 class Delivery:
-    """The output while it is made: writer, journal, and what happens to finished shards."""
+    """The outputs while they are made, one for each lane, and their journal."""
 
     def __init__(
         self,
-        destination: Destination,
-        upload: ModelUpload | None,
-        work: Path,
+        lanes: Sequence[Lane],
+        uploads: Sequence[ModelUpload | None],
         plan: PredictionPlan,
         journal: Journal,
     ) -> None:
         self.journal = journal
-        self._upload = upload
-        self._destination = destination
-        self._work = work
-        self._result = work / RESULT_FOLDER
         self._plan = plan
-        gone = {key.partition(" ")[2] for key in journal.results if key.startswith("shard ")}
-        files = [file for file in plan.files if file.filename not in gone]
-        self.writer = ShardWriter(self._result, files)
+        self._lanes = [
+            _LaneDelivery(lane, upload, plan, journal)
+            for lane, upload in zip(lanes, uploads, strict=True)
+        ]
+        self.writers = [lane.writer for lane in self._lanes]
         self._missing = self._count_missing()
 
     def _count_missing(self) -> dict[str, int]:
@@ -107,7 +192,8 @@ class Delivery:
 
     def open(self) -> None:
         """Create what is not there yet, and finish shards that an earlier start had all of."""
-        self.writer.open()
+        for lane in self._lanes:
+            lane.open()
         for filename, count in self._missing.items():
             if count == 0:
                 self._shard_done(filename)
@@ -121,39 +207,22 @@ class Delivery:
             self._shard_done(filename)
 
     def _shard_done(self, filename: str) -> None:
-        if f"shard {filename}" in self.journal.results:
-            return
-        path = self.writer.complete(filename)
-        if self._upload is not None:
-            uploaded = self._upload.upload_shard(path)
-            self.journal.record(f"shard {filename}", strict_json.to_plain(uploaded))
-            if self._destination.folder is None:
-                path.unlink()
+        for lane in self._lanes:
+            lane.shard_done(filename)
 
-    def finish(self, files: Mapping[str, bytes]) -> PushResult | None:
-        """Add the small files, push, and move the folder to its name."""
-        small = dict(files)
-        if any(file.filename != SINGLE_FILE for file in self._plan.files):
-            small[INDEX_FILE] = make_index(self._plan.files)
-        pushed = None
-        if self._upload is not None:
-            pushed = self._upload.finish(self._uploaded(), small)
-        folder = self._destination.folder
-        if folder is not None:
-            for name, data in small.items():
-                write_file(self._result / name, data)
-            publish(self._result, folder, self._destination.overwrite)
-        return pushed
+    def finish(self, number: int, files: Mapping[str, bytes]) -> PushResult | None:
+        """Make the model of one lane appear."""
+        return self._lanes[number].finish(files)
 
-    def _uploaded(self) -> list[UploadedShard]:
-        keys = [f"shard {file.filename}" for file in self._plan.files]
-        results = self.journal.results
-        return [strict_json.from_plain(UploadedShard, results[key], key) for key in keys]
+    def close(self) -> None:
+        """Close what is open, and leave it for a later start."""
+        for writer in self.writers:
+            writer.close()
 
 
 @contextmanager
 def open_delivery(
-    destination: Destination,
+    lanes: Sequence[Lane],
     private_inputs: bool,
     plan: PredictionPlan,
     identity: Mapping[str, object],
@@ -165,20 +234,20 @@ def open_delivery(
         WriteError: another process works there, or it holds another run.
         ResourceError: the disk is too small. PushError: the push could not end well.
     """
-    check_disk(work, _needed_bytes(destination, plan, work))
-    upload = destination.push.begin(private_inputs) if destination.push else None
+    if not (work / RESULT_FOLDER).exists():
+        check_disk(work, sum(_needed_bytes(lane.destination, plan) for lane in lanes))
+    pushes = [lane.destination.push for lane in lanes]
+    uploads = [push.begin(private_inputs) if push is not None else None for push in pushes]
     with open_journal(work, identity) as journal:
-        delivery = Delivery(destination, upload, work, plan, journal)
+        delivery = Delivery(lanes, uploads, plan, journal)
         try:
             delivery.open()
             yield delivery
         finally:
-            delivery.writer.close()
+            delivery.close()
 
 
-def _needed_bytes(destination: Destination, plan: PredictionPlan, work: Path) -> int:
-    if (work / RESULT_FOLDER).exists():
-        return 0
+def _needed_bytes(destination: Destination, plan: PredictionPlan) -> int:
     return plan.output_bytes if destination.folder is not None else plan.largest_file_bytes
 
 

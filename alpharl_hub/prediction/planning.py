@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 from alpharl_hub.errors import FitError
 from alpharl_hub.methods import Method
+from alpharl_hub.methods.relex import RUN_ELEMENTS, Relex
 from alpharl_hub.module_names import FLOATING
 from alpharl_hub.output.model_files import CopiedFile, copied_files
 from alpharl_hub.output.shards import OutputFile, OutputTensor, lay_out
 from alpharl_hub.scope import Scope, ScopedTensor
 from alpharl_hub.sources.remembering import RememberingStore
-from alpharl_hub.trajectory import CheckpointContents, TensorRef
+from alpharl_hub.trajectory import CheckpointContents, LowRankRef, TensorRef
 from alpharl_hub.windows.plan import (
     BASE,
     COPIED,
     FROM_BASE,
     LINEAR,
     PREDICTED,
+    Decision,
     Window,
+    plan_survey,
     plan_windows,
     read_cost,
 )
@@ -34,12 +37,17 @@ OTHERS = ("last", "base", "linear")
 """What --others takes: where tensors out of the method's scope come from."""
 
 
+MAX_HELD_BYTES = 4 << 30
+"""What deltas held together may take without --memory: a tensor that needs more is read twice."""
+
+
 @dataclass(frozen=True)
 class Decider:
     """Decides tensor by tensor; `history` are the positions of the trajectory that was opened.
 
     `middle` is where the direction is probed, None when that was done before (extracted factors);
-    `factorised` are then the names whose factors are there.
+    `factorised` are then the names whose factors are there. `max_held_bytes`: what the deltas of
+    one tensor may take, where a method needs them together.
     """
 
     method: Method
@@ -48,9 +56,10 @@ class Decider:
     last_position: int
     middle: int | None
     factorised: frozenset[str] | None
+    max_held_bytes: int = MAX_HELD_BYTES
 
-    def __call__(self, tensor: ScopedTensor) -> tuple[str, frozenset[int], bool]:
-        """Return (action, positions to be read, whether to probe the direction)."""
+    def __call__(self, tensor: ScopedTensor) -> Decision:
+        """Say what happens to one tensor."""
         action = self._action(tensor)
         probe = tensor.is_matrix and self.middle is not None
         positions: set[int] = set()
@@ -65,9 +74,24 @@ class Decider:
                 positions |= set(method.observed)
         if probe and self.middle is not None:
             positions |= {BASE, self.middle, self.last_position}
-        return action, frozenset(positions), probe
+        return Decision(action, frozenset(positions), probe, self._keep_whole(tensor, action))
+
+    def _keep_whole(self, tensor: ScopedTensor, action: str) -> bool:
+        is_relex = action == PREDICTED and isinstance(self.method, Relex)
+        return is_relex and not self.is_surveyed(tensor)
+
+    def is_surveyed(self, tensor: ScopedTensor) -> bool:
+        """Whether all deltas of a tensor are needed together and do not fit into memory."""
+        if not isinstance(self.method, Relex) or self._action(tensor) != PREDICTED:
+            return False
+        if any(isinstance(ref, LowRankRef) for ref in tensor.history or ()):
+            return False
+        held_bytes = 4 * tensor.last.num_elements * self.method.num_deltas_held
+        return held_bytes > self.max_held_bytes
 
     def _action(self, tensor: ScopedTensor) -> str:
+        if tensor.is_untouched:
+            return FROM_BASE
         comparable = tensor.base is not None and tensor.history is not None
         floating = tensor.last.dtype in FLOATING
         if comparable and floating and self._covers(tensor):
@@ -82,7 +106,8 @@ class Decider:
 
     def _covers(self, tensor: ScopedTensor) -> bool:
         if self.factorised is not None:
-            return tensor.name in self.factorised
+            first = f"{tensor.name}[0]" if len(tensor.last.shape) == 3 else tensor.name
+            return first in self.factorised
         if tensor.is_left_out:
             return False
         return self.method.covers(tensor.name, tensor.last.shape, tensor.is_matrix)
@@ -90,9 +115,13 @@ class Decider:
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """Everything that is known before the first weight is read."""
+    """Everything that is known before the first weight is read.
+
+    `survey` are the windows of an earlier reading, of tensors that are read twice.
+    """
 
     files: tuple[OutputFile, ...]
+    survey: tuple[Window, ...]
     windows: tuple[Window, ...]
     copied: tuple[CopiedFile, ...]
     read_bytes: int
@@ -101,21 +130,35 @@ class PredictionPlan:
     num_deltas_held: int
 
     @property
+    def readings(self) -> int:
+        """How often the largest tensors are read."""
+        return 2 if self.survey else 1
+
+    @property
     def largest_file_bytes(self) -> int:
         """Bytes of the largest shard."""
         return max(file.num_bytes for file in self.files)
 
 
-def output_files(last: CheckpointContents, dtype: str | None) -> tuple[OutputFile, ...]:
-    """Lay out the output as the last checkpoint is, with another dtype where asked for."""
-    by_file: dict[str, list[TensorRef]] = {f.filename: [] for f in last.weight_files}
-    for ref in last.tensors.values():
+def layout_of(base: CheckpointContents, last: CheckpointContents) -> CheckpointContents:
+    """Return whose tensors, files and dtypes the output has: the last checkpoint's.
+
+    A LoRA adapter is merged into its base, whose layout stays.
+    """
+    return last if last.adapter is None else base
+
+
+def output_files(layout: CheckpointContents, dtype: str | None) -> tuple[OutputFile, ...]:
+    """Lay out the output as a checkpoint is, with another dtype where asked for."""
+    by_file: dict[str, list[TensorRef]] = {f.filename: [] for f in layout.weight_files}
+    for ref in layout.tensors.values():
+        assert isinstance(ref, TensorRef), "a model holds whole tensors"
         by_file[ref.filename].append(ref)
     return tuple(
         lay_out(
             filename,
             [OutputTensor(r.name, _output_dtype(r.dtype, dtype), r.shape) for r in refs],
-            last.metadata[filename] or {"format": "pt"},
+            layout.metadata[filename] or {"format": "pt"},
         )
         for filename, refs in by_file.items()
     )
@@ -138,17 +181,20 @@ def plan_prediction(
         FitError: nothing would be predicted.
     """
     last = history[-1]
-    files = output_files(last, dtype)
+    files = output_files(layout_of(base, last), dtype)
     tensors = {tensor.name: tensor for tensor in scope.tensors}
-    windows = plan_windows(files, tensors, decider, decider.last_position)
+    windows = plan_windows(files, tensors, decider, decider.method.num_deltas_held)
+    surveyed = [tensor for tensor in scope.tensors if decider.is_surveyed(tensor)]
+    survey = plan_survey(surveyed, decider.method.observed, RUN_ELEMENTS)
     if not any(part.action == PREDICTED for window in windows for part in window.parts):
         raise FitError("no tensor is in the method's scope; see inspect, and --include")
     copied = copied_files(last, base, dtype)
-    read_bytes, requests = read_cost(windows)
+    read_bytes, requests = map(sum, zip(read_cost(survey), read_cost(windows), strict=True))
     read_bytes += _only_sampled_bytes(history, windows)
     small_bytes = sum(file.stored.num_bytes for file in copied)
     return PredictionPlan(
         files=files,
+        survey=survey,
         windows=windows,
         copied=copied,
         read_bytes=read_bytes,

@@ -84,30 +84,40 @@ def rounding_notice(rounding: RoundingRecord | None) -> tuple[Notice, ...]:
     return (Notice("rounding_loss", message),)
 
 
-def pool_rounding(results: Sequence[PartResult]) -> RoundingRecord | None:
-    """Pool the rounding of the whole model."""
-    pooled = add_roundings([r.rounding for r in results if r.rounding is not None])
+def pool_rounding(results: Sequence[PartResult], number: int) -> RoundingRecord | None:
+    """Pool the rounding of the whole model that is made for goal `number`."""
+    pooled = add_roundings(_roundings(results, number))
     return None if pooled is None else RoundingRecord(pooled.loss, pooled.unchanged)
 
 
+def _roundings(parts: Sequence[PartResult], number: int) -> list[Rounding]:
+    found = [part.roundings[number] for part in parts]
+    return [rounding for rounding in found if rounding is not None]
+
+
 def tensor_records(
-    results: Sequence[PartResult], files: Sequence[OutputFile]
+    results: Sequence[PartResult], files: Sequence[OutputFile], number: int
 ) -> tuple[TensorRecord, ...]:
-    """Write down what was done to each tensor, its parts put together."""
-    by_name: dict[str, list[PartResult]] = {}
+    """Write down what was done to each tensor, runs of entries put together.
+
+    Of a stack that was taken apart there is a record for each of its matrices.
+    """
+    by_tensor: dict[str, dict[str, list[PartResult]]] = {}
     for result in results:
-        by_name.setdefault(result.name, []).append(result)
+        by_tensor.setdefault(result.tensor, {}).setdefault(result.name, []).append(result)
     return tuple(
-        _tensor_record(by_name[ref.name], ref.dtype, ref.shape)
+        _tensor_record(parts, ref.dtype, ref.shape if name == ref.name else parts[0].shape, number)
         for file in files
         for ref in file.tensors
+        for name, parts in by_tensor[ref.name].items()
     )
 
 
-def _tensor_record(parts: Sequence[PartResult], dtype: str, shape: tuple[int, ...]) -> TensorRecord:
+def _tensor_record(
+    parts: Sequence[PartResult], dtype: str, shape: tuple[int, ...], number: int
+) -> TensorRecord:
     quality = parts[0].quality
-    roundings: list[Rounding] = [p.rounding for p in parts if p.rounding is not None]
-    rounding = add_roundings(roundings)
+    rounding = add_roundings(_roundings(parts, number))
     return TensorRecord(
         name=parts[0].name,
         action=parts[0].action,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -21,8 +22,8 @@ from alpharl_hub.manifest import (
 from alpharl_hub.methods import METHODS
 from alpharl_hub.output.factor_files import FactorFolder, read_local_places
 from alpharl_hub.prediction.planning import ANCHORS, DTYPES, OTHERS
-from alpharl_hub.prediction.predict import PredictOptions, Subject
-from alpharl_hub.prediction.targets import TargetOptions
+from alpharl_hub.prediction.setting import PredictOptions, Subject
+from alpharl_hub.prediction.targets import TargetOptions, Times
 from alpharl_hub.preparation import Prepared, ScopeOptions, nearest_middle, prepare, run_record
 from alpharl_hub.scope import Scope, find_scope
 from alpharl_hub.scores.table import ScoreTable
@@ -214,24 +215,42 @@ def _options(method: MethodRecord, where: str) -> PredictOptions:
     ):
         if value not in known:
             raise ManifestError(f"{where}: method.{key} {value!r} is not known to this version")
-    if not 0 < method.damping <= 1:
-        raise ManifestError(f"{where}: method.damping {method.damping:g} is not above 0 up to 1")
+    # A sweep chooses among all sizes; only --damping ends at 1.
+    if not 0 < method.damping < math.inf:
+        raise ManifestError(f"{where}: method.damping {method.damping:g} is not above 0")
     by_score = method.target_score is not None
     by_scale = method.scale is not None
     return PredictOptions(
         method=method.name,
         target=TargetOptions(
-            target_step=None if by_score or by_scale else method.target_step,
+            target_steps=() if by_score or by_scale else _steps_of(method),
             target_score=method.target_score,
             scale=method.scale,
+            times=_times(method, where),
         ),
         rescale=method.rescale is not False,
+        rank=method.rank or 1,
+        keep_residual=method.keep_residual is True,
         fit_last=_fit_last(method.fit_last),
         anchor=method.anchor,
         damping=method.damping,
         others=method.others,
         dtype=method.dtype,
     )
+
+
+def _steps_of(method: MethodRecord) -> tuple[float, ...]:
+    if method.target_step is None or not METHODS[method.name].looks_ahead:
+        return ()
+    return (method.target_step,)
+
+
+def _times(method: MethodRecord, where: str) -> Times | None:
+    if method.times is None or method.target_time is None:
+        return None
+    if any(b <= a for a, b in pairwise(method.times)):
+        raise ManifestError(f"{where}: method.times do not rise")
+    return Times(method.times, method.target_time)
 
 
 def _fit_last(text: str | None) -> int | float | None:

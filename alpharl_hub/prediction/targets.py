@@ -1,4 +1,4 @@
-"""From what the user asks for (a step, a score, a scale) to the clock that a method runs on."""
+"""From what the user asks for (steps, a score, a scale) to the clock that a method runs on."""
 
 from __future__ import annotations
 
@@ -15,26 +15,53 @@ FAR_RATIO = 3.0
 
 
 @dataclass(frozen=True)
-class TargetOptions:
-    """What is asked for; exactly one of the three, checked by `resolve_target`."""
+class Times:
+    """Another clock than the steps: what it reads at every checkpoint, and at the target step."""
 
-    target_step: float | None = None
+    times_T: tuple[float, ...]
+    target: float
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What is asked for: steps (one model each), a score or a scale, checked by `resolve_target`.
+
+    Of `average`, which looks nowhere ahead, nothing is asked. `times` go with one target step.
+    """
+
+    target_steps: tuple[float, ...] = ()
     target_score: float | None = None
     scale: float | None = None
+    times: Times | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.target_steps) or (self.target_score, self.scale) != (None, None)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One model to be predicted: at which response (a step, a time or a score), and what that is.
+
+    `response` None stands for the last checkpoint itself. `step` is where the goal lies in steps.
+    """
+
+    response: float | None
+    step: float | None
 
 
 @dataclass(frozen=True)
 class ResolvedTarget:
-    """The clock, the step that is aimed at where it is known, and what to tell the user."""
+    """The clock, the goals, and what to tell the user."""
 
     clock: Clock
-    step: float | None
+    goals: tuple[Goal, ...]
     notices: tuple[Notice, ...]
 
-    @property
-    def ratio(self) -> float | None:
-        """The target as a multiple of the last step."""
-        return None if self.step is None else self.step / self.clock.steps_T[-1]
+    def ratio(self, goal: Goal) -> float | None:
+        """A goal as a multiple of the last step."""
+        return None if goal.step is None else goal.step / self.clock.steps_T[-1]
 
 
 def resolve_target(
@@ -44,7 +71,7 @@ def resolve_target(
     options: TargetOptions,
     lower_is_better: bool,
 ) -> ResolvedTarget:
-    """Turn the user's target into a clock.
+    """Turn what the user asks for into goals on a clock.
 
     `alpharl` takes a score as the paper does, as the response of its fit; for every other method
     the score is turned into a step first, by the line of score on step.
@@ -53,17 +80,35 @@ def resolve_target(
         FitError: nothing, or more than one thing, was asked for; a target out of reach.
         ScoreError: scores are missing, or do not rise.
     """
-    given = [v for v in (options.target_step, options.target_score, options.scale) if v is not None]
-    if len(given) != 1:
-        raise FitError("give one of --target-step, --target-score and --scale")
     steps = tuple(steps_T)
+    asked = [options.target_steps or None, options.target_score, options.scale]
+    num_asked = sum(value is not None for value in asked)
+    if not METHODS[method].looks_ahead:
+        if num_asked:
+            raise FitError(f"--method {method} looks nowhere ahead; leave the target out")
+        here = float(steps[-1])
+        return ResolvedTarget(Clock(steps, scores_T), (Goal(here, here),), ())
+    if num_asked != 1:
+        raise FitError("give one of --target-step, --target-score and --scale")
     if options.target_score is not None:
         return _by_score(method, steps, scores_T, options.target_score, lower_is_better)
-    step = options.target_step
-    if step is None:
-        assert options.scale is not None
-        step = options.scale * steps[-1]
-    return ResolvedTarget(Clock(steps, step, scores_T), step, _step_notices(step, steps))
+    targets = options.target_steps
+    if options.scale is not None:
+        targets = (options.scale * steps[-1],)
+    elif len(set(targets)) < len(targets):
+        raise FitError("--target-step: the same step twice; give each once")
+    elif min(targets) < steps[0]:
+        raise FitError(
+            f"step {min(targets):g} lies before the history, which begins at {steps[0]}; ask for a "
+            "later one"
+        )
+    notices = [notice for target in targets for notice in _step_notices(target, steps)]
+    times = options.times
+    if times is not None:
+        clock = Clock(steps, scores_T, times_T=times.times_T)
+        return ResolvedTarget(clock, (Goal(times.target, targets[0]),), tuple(notices))
+    goals = tuple(Goal(target, target) for target in targets)
+    return ResolvedTarget(Clock(steps, scores_T), goals, tuple(notices))
 
 
 def _by_score(
@@ -97,9 +142,9 @@ def _by_score(
             f"{words}, before the first checkpoint of the history ({steps_T[0]}); ask for a better "
             "score"
         )
-    if method == "alpharl":
-        return ResolvedTarget(Clock(steps_T, target, scores_T, by_score=True), step, notices)
-    return ResolvedTarget(Clock(steps_T, step, scores_T), step, notices)
+    by_score = method == "alpharl"
+    clock = Clock(steps_T, scores_T, by_score)
+    return ResolvedTarget(clock, (Goal(target if by_score else step, step),), notices)
 
 
 def _step_notices(step: float, steps_T: tuple[int, ...]) -> tuple[Notice, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,10 @@ import torch
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.numerics.direction import DirectionSums, direction_sums
 from alpharl_hub.numerics.factors import FactorBuilder, Factors, MatrixQuality, quality_of
-from alpharl_hub.prediction.window_work import require_finite, subtract
+from alpharl_hub.prediction.deltas import delta_of, dense_weights
 from alpharl_hub.trajectory import Trajectory
-from alpharl_hub.windows.plan import BASE
+from alpharl_hub.windows.plan import BASE, Part
+from alpharl_hub.windows.reader import StoredTensors
 
 OnFactors = Callable[[str, Factors], None]
 
@@ -22,6 +23,7 @@ class MatrixResult:
     """What is kept of one matrix in the journal."""
 
     name: str
+    shape: tuple[int, ...]
     quality: MatrixQuality
     direction: DirectionSums
 
@@ -57,36 +59,36 @@ class WindowAnalyser:
         """Do one window on one device."""
         parts = reads.window.parts
         builders = [FactorBuilder(part.name, self._rank) for part in parts]
-        kept: dict[int, list[torch.Tensor]] = {}
+        kept: dict[int, StoredTensors] = {}
         largest = max(part.num_elements for part in parts)
         scratch = torch.empty(largest, dtype=torch.float32, device=device)
         for position, stored in reads.readings:
-            tensors = [stored[place] for place in range(len(parts))]
             if position in (BASE, self._middle, self._last):
-                kept[position] = tensors
+                kept[position] = dict(stored)
             if position == BASE:
                 continue
-            for part, builder, tensor, base in zip(
-                parts, builders, tensors, kept[BASE], strict=True
-            ):
-                delta_MN = scratch[: part.num_elements].view(part.shape)
-                subtract(delta_MN, tensor, base)
-                sides = {self._labels[position]: tensor, self._labels[BASE]: base}
-                require_finite(delta_MN, sides, part)
-                builder.observe(delta_MN)
-        return self._finish([part.name for part in parts], builders, kept)
+            for place, tensors in stored.items():
+                base = kept[BASE][place][0]
+                delta = delta_of(parts[place], position, tensors, base, scratch, self._labels)
+                builders[place].observe(delta)
+        return self._finish(parts, builders, kept)
 
     def _finish(
         self,
-        names: Sequence[str],
+        parts: Sequence[Part],
         builders: Sequence[FactorBuilder],
-        kept: dict[int, list[torch.Tensor]],
+        kept: Mapping[int, StoredTensors],
     ) -> tuple[MatrixResult, ...]:
         results = []
-        for i, (name, builder) in enumerate(zip(names, builders, strict=True)):
+        for place, (part, builder) in enumerate(zip(parts, builders, strict=True)):
             factors = builder.finish()
-            self._on_factors(name, factors)
-            sums = direction_sums(kept[BASE][i], kept[self._middle][i], kept[self._last][i])
+            self._on_factors(part.name, factors)
+            base = kept[BASE][place][0]
+            middle, last = (
+                dense_weights(part, position, kept[position][place], base)
+                for position in (self._middle, self._last)
+            )
+            sums = direction_sums(base, middle, last)
             quality = quality_of(factors, self._steps_T, self._scores_T, builder.certified)
-            results.append(MatrixResult(name, quality, sums))
+            results.append(MatrixResult(part.name, part.shape, quality, sums))
         return tuple(results)

@@ -65,7 +65,7 @@ def extract(
     """
     trajectory = prepared.trajectory
     windows = plan_analysis(prepared.scope.matrices)
-    files = plan_factor_files(_shapes(prepared), len(trajectory.history), rank)
+    files = plan_factor_files(_shapes(windows), len(trajectory.history), rank)
     workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
     versions = VersionsRecord(__version__, torch.__version__, compute_name(workers.devices))
     work = output.work_dir or work_folder_beside(output.folder)
@@ -85,12 +85,9 @@ def extract(
     )
 
 
-def _shapes(prepared: Prepared) -> tuple[MatrixShape, ...]:
-    shapes = []
-    for tensor in prepared.scope.matrices:
-        rows, columns = tensor.last.shape
-        shapes.append(MatrixShape(tensor.name, (rows, columns)))
-    return tuple(shapes)
+def _shapes(windows: Sequence[Window]) -> tuple[MatrixShape, ...]:
+    parts = [part for window in windows for part in window.parts]
+    return tuple(MatrixShape(part.name, (part.shape[0], part.shape[1])) for part in parts)
 
 
 def _identity(
@@ -173,13 +170,13 @@ def _add_small_files(
 
 def factor_records(results: Sequence[MatrixResult], scope: Scope) -> tuple[TensorRecord, ...]:
     """Write down the matrices whose factors were extracted."""
-    by_name = {tensor.name: tensor.last for tensor in scope.matrices}
+    dtypes = {tensor.name: tensor.last.dtype for tensor in scope.matrices}
     return tuple(
         TensorRecord(
             name=result.name,
             action=PREDICTED,
-            dtype=by_name[result.name].dtype,
-            shape=by_name[result.name].shape,
+            dtype=dtypes.get(result.name) or dtypes[result.name.rpartition("[")[0]],
+            shape=result.shape,
             sigma=result.quality.sigma,
             frobenius=result.quality.frobenius,
             rank1_share=result.quality.rank1_share,

@@ -16,6 +16,7 @@ from alpharl_hub.results import (
     PlanCost,
     ScopeGroup,
 )
+from alpharl_hub.scope import count_matrices
 from alpharl_hub.trajectory import Checkpoint, CheckpointContents, Trajectory
 from alpharl_hub.windows.devices import Workers
 
@@ -24,7 +25,9 @@ def make_inspection(prepared: Prepared, plan: PredictionPlan, workers: Workers) 
     """Put together what was found; nothing is read any more."""
     trajectory = prepared.trajectory
     base = trajectory.base.checkpoint
-    groups = Counter(layer_and_group(tensor.name)[1] for tensor in prepared.scope.matrices)
+    groups: Counter[str] = Counter()
+    for tensor in prepared.scope.matrices:
+        groups[layer_and_group(tensor.name)[1]] += count_matrices([tensor])
     excluded = tuple(
         ExcludedTensor(tensor.name, tensor.excluded_because)
         for tensor in prepared.scope.tensors
@@ -40,7 +43,7 @@ def make_inspection(prepared: Prepared, plan: PredictionPlan, workers: Workers) 
         scope=tuple(ScopeGroup(group, count) for group, count in sorted(groups.items())),
         excluded=excluded,
         plan=PlanCost(
-            readings=1,
+            readings=plan.readings,
             read_bytes=plan.read_bytes,
             requests=plan.requests,
             peak_memory_bytes=workers.peak_memory_bytes,

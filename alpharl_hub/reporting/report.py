@@ -16,7 +16,7 @@ from alpharl_hub.prediction.records import pool_trust, share_notice, trust_recor
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
 from alpharl_hub.results import SCHEMA, ModuleSpectrum, ReportSummary, SpectralReport
-from alpharl_hub.scope import ScopedTensor
+from alpharl_hub.scope import ScopedTensor, count_matrices
 from alpharl_hub.windows.devices import choose_devices, fit_workers
 from alpharl_hub.windows.plan import plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
@@ -67,8 +67,8 @@ def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> S
     trust = trust_record(
         pool_trust(sums, trajectory.steps_T, middle), trajectory.steps_T[middle], None
     )
-    modules = tuple(found[tensor.name] for tensor in chosen)
-    return make_report(modules, clockwork, len(matrices), trust, prepared.notices)
+    modules = tuple(found[part.name] for window in windows for part in window.parts)
+    return make_report(modules, clockwork, count_matrices(matrices), trust, prepared.notices)
 
 
 def report_factors(folder: Path, manifest: Manifest) -> SpectralReport:

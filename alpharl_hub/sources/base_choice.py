@@ -1,13 +1,19 @@
-"""Which model is W_0: the user's word, step 0 of the run, or what the run says about itself."""
+"""Which model is W_0: the user's word, step 0 of the run, or what the run says about itself.
+
+An adapter at step 0 is no model: then the next in line is asked.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.sources.contents import is_adapter
 from alpharl_hub.sources.listing import RunSource
-from alpharl_hub.trajectory import Checkpoint
+from alpharl_hub.trajectory import Checkpoint, CheckpointContents
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -24,18 +30,25 @@ class BaseAnswer:
 
 
 def choose_base(
-    option: str | None, listed: tuple[Checkpoint, ...], source: RunSource, where: str
+    option: str | None,
+    listed: tuple[Checkpoint, ...],
+    last: CheckpointContents,
+    source: RunSource,
+    where: str,
 ) -> BaseAnswer:
-    """Decide what the base is, without opening it.
+    """Decide what the base is, without opening it; `last` is the last checkpoint that is used.
 
     Raises:
-        TrajectoryError: nothing names it.
+        TrajectoryError: nothing names it, or an adapter names what cannot be found from here.
     """
     if option is not None:
         return BaseAnswer("option", None, option)
     for checkpoint in listed:
-        if checkpoint.step == 0:
+        if checkpoint.step == 0 and not is_adapter(source.open_store(checkpoint).files()):
             return BaseAnswer("step_0", checkpoint, None)
+    text = base_of_adapter(last.adapter or {}, last.checkpoint)
+    if text is not None:
+        return BaseAnswer("adapter", None, text)
     named = base_model_of_card(source.card_text(listed[-1]) or "")
     if named is None:
         raise TrajectoryError(
@@ -43,6 +56,30 @@ def choose_base(
             "card); name it with --base ORG/NAME or --base FOLDER"
         )
     return BaseAnswer("card", None, f"hf://{named}")
+
+
+def base_of_adapter(config: Mapping[str, object], checkpoint: Checkpoint) -> str | None:
+    """Return the place that an adapter_config.json names as its base, None when it names none.
+
+    A folder counts when it lies here; a relative path means something only where the run does.
+
+    Raises:
+        TrajectoryError: a folder of another machine, or a name that is no repo's.
+    """
+    named = config.get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        return None
+    is_on_hub = checkpoint.commit is not None
+    if Path(named).is_dir() and (Path(named).is_absolute() or not is_on_hub):
+        return str(Path(named).absolute())
+    if not _HUB_ID.match(named):
+        raise TrajectoryError(
+            f"{checkpoint.label}: its adapter_config.json names {named} as the base, which is "
+            "no folder here and no repo; name it with --base ORG/NAME or --base FOLDER"
+        )
+    revision = config.get("revision")
+    at = f"@{revision}".replace("/", "%2F") if isinstance(revision, str) and revision else ""
+    return f"hf://{named}{at}"
 
 
 def base_model_of_card(card: str) -> str | None:

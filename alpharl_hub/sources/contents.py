@@ -9,24 +9,34 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from alpharl_hub import safetensors_header
 from alpharl_hub.errors import SourceError, TrajectoryError
+from alpharl_hub.sources.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    adapter_tensors,
+    parse_settings,
+)
 from alpharl_hub.trajectory import (
     Checkpoint,
     CheckpointContents,
     CheckpointStore,
+    LowRankRef,
     StoredFile,
+    StoredRef,
     TensorRef,
 )
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-ADAPTER_FILE = "adapter_model.safetensors"
 WEIGHT_FOLDERS = ("", "hf_model", "huggingface", "actor/huggingface", "policy")
 """Where trainers put the weights of one step: TRL, NExt, verl (two), SkyRL."""
+ADAPTER_FOLDERS = (*WEIGHT_FOLDERS, "actor/lora_adapter", "lora_adapter")
+"""Where adapters lie; verl keeps them in a folder of their own."""
 
 _MAX_SMALL_FILE_BYTES = 64 << 20
 _MAX_CARD_BYTES = 1 << 20
@@ -42,17 +52,19 @@ def open_contents(checkpoint: Checkpoint, store: CheckpointStore) -> CheckpointC
     Raises:
         SourceError: no readable safetensors weights (the message says what there is instead).
         HeaderError: a weight file whose header is not valid.
-        TrajectoryError: an adapter or quantized weights, which are not read.
+        TrajectoryError: quantized weights, or an adapter of a kind that is not read.
     """
     files = store.files()
     folder = find_weights_folder(files)
     if folder is None:
         raise _no_weights(checkpoint, files)
     reader = _Reader(checkpoint, store, files, folder)
+    if is_adapter(files):
+        return _open_adapter(reader, folder)
     config = reader.json_object("config.json")
     _refuse_quantized(checkpoint, config)
     weight_files = reader.weight_files()
-    tensors: dict[str, TensorRef] = {}
+    tensors: dict[str, StoredRef] = {}
     metadata: dict[str, Mapping[str, str]] = {}
     headers: list[bytes] = []
     for stored in weight_files:
@@ -79,11 +91,53 @@ def open_contents(checkpoint: Checkpoint, store: CheckpointStore) -> CheckpointC
     )
 
 
+def _open_adapter(reader: _Reader, folder: str) -> CheckpointContents:
+    config = reader.json_object(ADAPTER_CONFIG)
+    if not config:
+        raise SourceError(
+            f"{reader.where(ADAPTER_FILE)}: has no {ADAPTER_CONFIG} beside it, which tells the "
+            "scale; is the upload complete?"
+        )
+    settings = parse_settings(config, reader.where(ADAPTER_CONFIG))
+    stored = replace(reader.files[reader.prefix + ADAPTER_FILE], filename=ADAPTER_FILE)
+    raw, header = reader.header(stored)
+    tensors = adapter_tensors(header.tensors, settings, reader.where(ADAPTER_FILE))
+    scales = [f"{n}:{t.scale!r}" for n, t in tensors.items() if isinstance(t, LowRankRef)]
+    return CheckpointContents(
+        checkpoint=reader.checkpoint,
+        store=reader.store,
+        weights_folder=folder,
+        weight_files=(stored,),
+        tensors=tensors,
+        metadata={ADAPTER_FILE: header.metadata},
+        config=reader.json_object("config.json"),
+        identity=reader.identity((stored,), [raw], "\n".join(scales)),
+        num_bytes_read=reader.num_bytes_read,
+        adapter=config,
+    )
+
+
 def find_weights_folder(files: Mapping[str, StoredFile]) -> str | None:
-    """Return where below a checkpoint's folder safetensors weights lie, or None."""
-    for folder in WEIGHT_FOLDERS:
+    """Return where below a checkpoint's folder safetensors weights lie, or None.
+
+    A whole model goes before an adapter beside it.
+    """
+    model = _folder_with(files, WEIGHT_FOLDERS, (SINGLE_FILE, INDEX_FILE))
+    return _folder_with(files, ADAPTER_FOLDERS, (ADAPTER_FILE,)) if model is None else model
+
+
+def is_adapter(files: Mapping[str, StoredFile]) -> bool:
+    """Whether the weights of a checkpoint are an adapter's."""
+    model = _folder_with(files, WEIGHT_FOLDERS, (SINGLE_FILE, INDEX_FILE))
+    return model is None and find_weights_folder(files) is not None
+
+
+def _folder_with(
+    files: Mapping[str, StoredFile], folders: Sequence[str], names: Sequence[str]
+) -> str | None:
+    for folder in folders:
         prefix = f"{folder}/" if folder else ""
-        if any(prefix + name in files for name in (SINGLE_FILE, INDEX_FILE)):
+        if any(prefix + name in files for name in names):
             return folder
     return None
 
@@ -177,9 +231,14 @@ class _Reader:
         )
         return raw, safetensors_header.Header(tensors, header.metadata)
 
-    def identity(self, weight_files: tuple[StoredFile, ...], headers: list[bytes]) -> str:
-        """Digest the Hub's sha256 of every file, or for local files sizes, headers and blocks."""
-        digest = hashlib.sha256()
+    def identity(
+        self, weight_files: tuple[StoredFile, ...], headers: list[bytes], scales: str = ""
+    ) -> str:
+        """Digest the Hub's sha256 of every file, or for local files sizes, headers and blocks.
+
+        `scales` is what an adapter's file does not hold and its weights depend on.
+        """
+        digest = hashlib.sha256(scales.encode())
         for stored, header in zip(weight_files, headers, strict=True):
             if stored.sha256 is not None:
                 digest.update(stored.sha256.encode())
@@ -194,7 +253,7 @@ class _Reader:
 
 
 def _enter_tensors(
-    checkpoint: Checkpoint, tensors: dict[str, TensorRef], found: tuple[TensorRef, ...]
+    checkpoint: Checkpoint, tensors: dict[str, StoredRef], found: tuple[TensorRef, ...]
 ) -> None:
     for ref in found:
         if ref.name in tensors:
@@ -206,11 +265,6 @@ def _enter_tensors(
 
 
 def _no_weights(checkpoint: Checkpoint, files: Mapping[str, StoredFile]) -> Exception:
-    if any(name.rsplit("/", 1)[-1] == ADAPTER_FILE for name in files):
-        return TrajectoryError(
-            f"{checkpoint.label}: holds a LoRA adapter, which this version does not read; merge it "
-            "into its base first (peft: merge_and_unload)"
-        )
     pickles = [n for n in files if n.endswith(_PICKLES) and not _STATE.search(n)]
     if any("world_size" in name for name in pickles):
         return SourceError(
@@ -231,9 +285,12 @@ def _no_weights(checkpoint: Checkpoint, files: Mapping[str, StoredFile]) -> Exce
 
 def _refuse_quantized(checkpoint: Checkpoint, config: Mapping[str, object]) -> None:
     if config_value(config, "quantization_config"):
-        raise TrajectoryError(
-            f"{checkpoint.label}: quantized weights; name a run whose weights are floating point"
+        what = (
+            "name its unquantized original with --base"
+            if checkpoint.step is None
+            else "name a run whose weights are floating point"
         )
+        raise TrajectoryError(f"{checkpoint.label}: quantized weights; {what}")
 
 
 def trainer_state_text(contents: CheckpointContents, max_bytes: int) -> str | None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from urllib.parse import unquote
 
 from alpharl_hub.errors import SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
+from alpharl_hub.sources import hub_commits, hub_repos
 from alpharl_hub.sources.contents import find_weights_folder
 from alpharl_hub.sources.http_reader import SignedAddress
 from alpharl_hub.sources.hub_client import HubClient, RepoRefs, cached_file
 from alpharl_hub.sources.hub_uri import RepoPlace
-from alpharl_hub.sources.listing import Listing, keep_complete
+from alpharl_hub.sources.listing import Listing, below, keep_complete
 from alpharl_hub.sources.local import read_file_into
 from alpharl_hub.sources.step_names import (
     PLACEHOLDER,
@@ -21,6 +23,7 @@ from alpharl_hub.sources.step_names import (
     choose_family,
     find_families,
     match_pattern,
+    match_repo,
     mention_patterns,
 )
 from alpharl_hub.trajectory import Checkpoint, CheckpointStore, StoredFile
@@ -38,6 +41,8 @@ class HubFolder:
         self._repo = checkpoint.source
         self._commit = checkpoint.commit
         self._label = f"{checkpoint.label} (commit {checkpoint.commit[:12]})"
+        if checkpoint.revision == checkpoint.commit:
+            self._label = checkpoint.label.replace(checkpoint.commit, checkpoint.commit[:12])
         self._prefix = f"{checkpoint.folder}/" if checkpoint.folder else ""
         self._addresses: dict[str, SignedAddress] = {}
         self._cached: dict[str, str | None] = {}
@@ -87,32 +92,21 @@ class HubFolder:
         return self._client.facts(self._repo).restricted
 
 
-def below(tree: Mapping[str, StoredFile], prefix: str) -> Mapping[str, StoredFile]:
-    """Return the files below a folder, by path relative to it."""
-    return {
-        path.removeprefix(prefix): StoredFile(path.removeprefix(prefix), f.num_bytes, f.sha256)
-        for path, f in tree.items()
-        if path.startswith(prefix)
-    }
-
-
 class HubRun:
-    """A run in one repo: a branch, a tag or a folder per step."""
+    """A run in one repo, with a branch, tag, folder or commit per step, or in a repo per step."""
 
     def __init__(self, client: HubClient, place: RepoPlace) -> None:
-        if PLACEHOLDER in place.repo:
-            raise TrajectoryError(
-                f"{place}: runs with a repo per step are not read by this version; "
-                "download the steps side by side and name their folder"
-            )
         self._client = client
-        self._refs = client.refs(place.repo)
+        self._in_many_repos = PLACEHOLDER in place.repo
+        self._refs = RepoRefs({}, {}) if self._in_many_repos else client.refs(place.repo)
         self._place = join_slashed_revision(place, self._refs)
         self._cards: dict[Checkpoint, str | None] = {}
 
     def list_steps(self) -> Listing:
-        """Find the steps: by the pattern, else the first of branches, tags, folders with two."""
+        """Find the steps: by the pattern, else branches, tags, folders, commits, in this order."""
         place = self._place
+        if self._in_many_repos:
+            return hub_repos.list_step_repos(self._client, place)
         if place.revision and PLACEHOLDER in place.revision:
             return self._by_revision_pattern(place.revision)
         if PLACEHOLDER in place.folder:
@@ -122,7 +116,12 @@ class HubRun:
             found = found or self._by_refs("tags", self._refs.tags)
             if found:
                 return found
-        return self._by_folders()
+        folders = self._by_folders()
+        if place.folder or (folders is not None and len(folders.checkpoints) > 1):
+            return folders or Listing("single", "", (), ())
+        # Where a Trainer deletes old checkpoints, all folders but one hold leftovers at most.
+        commits = hub_commits.list_step_commits(self._client, place.repo, self._pinned[1])
+        return commits or folders or Listing("single", "", (), ())
 
     def _by_refs(self, layout: str, refs: Mapping[str, str]) -> Listing | None:
         family = choose_family(find_families(refs), self._place.repo, f"{self._place.repo}@*")
@@ -160,21 +159,23 @@ class HubRun:
             raise self._no_fit("folder", pattern, names)
         return self._listing_of_folders(family, parent, inner)
 
-    def _by_folders(self) -> Listing:
+    def _by_folders(self) -> Listing | None:
         parent = self._place.folder
         families = find_families(self._folders_below(parent))
         family = choose_family(families, str(self._place), f"{self._place}/*")
-        if family is None:
-            return Listing("single", "", (), ())
-        return self._listing_of_folders(family, parent, "")
+        return None if family is None else self._listing_of_folders(family, parent, "")
 
     def no_steps(self) -> TrajectoryError:
         """Say that this is one model, or none."""
         place, folder = self._place, self._place.folder
         if find_weights_folder(below(self._tree(), f"{folder}/" if folder else "")) is not None:
             revision = place.revision or "main"
+            owner, _, name = place.repo.partition("/")
+            pattern = match_repo(name)
+            hint = f", or write {owner}/{pattern} if every step has a repo" if pattern else ""
             return TrajectoryError(
                 f"{place}: one model and no steps; say which step it is with --at {revision}=STEP"
+                f"{hint}"
             )
         return TrajectoryError(
             f"{place}: no step found; say where the number stands, such as "
@@ -183,6 +184,8 @@ class HubRun:
 
     def look_aside(self, listing: Listing) -> tuple[Notice, ...]:
         """Mention other kinds of steps, and a main that is none of the steps; a request or two."""
+        if listing.layout == hub_commits.LAYOUT:
+            return hub_commits.tell_end(self._client, listing, *self._pinned)
         main = self._refs.branches.get("main")
         if main is None or listing.layout not in ("branches", "tags"):
             return ()
@@ -214,13 +217,15 @@ class HubRun:
             )
         return Notice("main_left_out", message)
 
-    def _revision(self) -> tuple[str, str]:
+    @cached_property
+    def _pinned(self) -> tuple[str, str]:
+        """The revision that RUN names, and its commit."""
         revision = self._place.revision or "main"
         commit = self._refs.commit_of(revision)
         return revision, commit or self._client.commit_of(self._place.repo, revision)
 
     def _tree(self) -> Mapping[str, StoredFile]:
-        return self._client.tree(self._place.repo, self._revision()[1])
+        return self._client.tree(self._place.repo, self._pinned[1])
 
     def _folders_below(self, parent: str) -> tuple[str, ...]:
         prefix = f"{parent}/" if parent else ""
@@ -228,7 +233,7 @@ class HubRun:
         return tuple(sorted({name.split("/")[0] for name in names if "/" in name}))
 
     def _listing_of_folders(self, family: Family, parent: str, inner: str) -> Listing:
-        revision, commit = self._revision()
+        revision, commit = self._pinned
         folders = {
             step: "/".join(part for part in (parent, name, inner) if part)
             for step, name in family.names.items()
@@ -245,7 +250,9 @@ class HubRun:
         return Listing("folders", pattern, checkpoints, notices)
 
     def extra_checkpoint(self, name: str, step: int) -> Checkpoint:
-        """Pin a branch, tag or commit of the repo as a step."""
+        """Pin a branch, tag or commit of the repo as a step; with a repo per step, a repo."""
+        if self._in_many_repos:
+            return hub_repos.pin_repo(self._client, self._place, name, step)
         if self._refs.commit_of(name) is None:
             name = unquote(name)
         commit = self._refs.commit_of(name) or self._client.commit_of(self._place.repo, name)
@@ -258,11 +265,13 @@ class HubRun:
 
     def card_text(self, checkpoint: Checkpoint) -> str | None:
         """Return the card of the checkpoint's folder, of its commit, or of main."""
+        repo = checkpoint.source
         revisions = [(checkpoint.revision, checkpoint.commit)]
-        revisions.append(("main", self._refs.branches.get("main")))
+        if checkpoint.revision != "main":
+            revisions.append(("main", self._client.refs(repo).branches.get("main")))
         for revision, commit in revisions:
             for folder in (checkpoint.folder, ""):
-                place = Checkpoint(None, self._place.repo, revision, commit, folder)
+                place = Checkpoint(None, repo, revision, commit, folder)
                 card = self._card_at(place) if commit is not None else None
                 if card is not None:
                     return card

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -41,6 +41,8 @@ Rows = list[dict[str, Any]]
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _TIMEOUT_S = 30.0
+# The most that the Hub gives, and what its own JavaScript client asks for at most.
+_COMMITS_PER_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,26 @@ class RepoRefs:
         return self.branches.get(revision) or self.tags.get(revision)
 
 
+@dataclass(frozen=True)
+class RepoCommit:
+    """One commit of a repo's history."""
+
+    sha: str
+    title: str
+
+
+@dataclass(frozen=True)
+class ListedRepo:
+    """A repo in the list of its owner's, with the commit of its main and the names of its files.
+
+    Either is None where the Hub does not tell it.
+    """
+
+    repo: str
+    commit: str | None
+    filenames: tuple[str, ...] | None
+
+
 class HubClient:
     """One Hub, one token, one reader of byte ranges; safe to share between threads."""
 
@@ -80,6 +102,7 @@ class HubClient:
         self._refs: dict[str, RepoRefs] = {}
         self._trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
         self._facts: dict[str, RepoFacts] = {}
+        self._histories: dict[tuple[str, str], tuple[RepoCommit, ...]] = {}
 
     def ask(self, what: str, question: Callable[[], Answer]) -> Answer:
         """Put one question, again while the server is busy or the line is down.
@@ -155,18 +178,45 @@ class HubClient:
             what = label or f"{repo}@{commit[:12]}"
             query = "recursive=true&expand=false"
             found: dict[str, StoredFile] = {}
-            for rows in self._pages(what, f"tree/{commit}", repo, query):
+            for rows in self._pages(what, f"/{repo}/tree/{commit}", query):
                 found.update(_stored_files(rows))
             self._trees[key] = found
         return self._trees[key]
 
     def last_title(self, repo: str, commit: str) -> str:
         """Return the title of a commit, in one request."""
-        rows = next(self._pages(f"{repo}@{commit[:12]}", f"commits/{commit}", repo, ""))
+        rows = next(self._pages(f"{repo}@{commit[:12]}", f"/{repo}/commits/{commit}", ""))
         return str(rows[0].get("title") or "") if rows else ""
 
-    def _pages(self, what: str, path: str, repo: str, query: str) -> Iterator[Rows]:
-        url = f"{self.endpoint}/api/models/{repo}/{path}"
+    def history(self, repo: str, commit: str) -> tuple[RepoCommit, ...]:
+        """List a pinned commit and all before it, the newest first, once."""
+        key = (repo, commit)
+        if key not in self._histories:
+            what, query = f"{repo}@{commit[:12]}", f"limit={_COMMITS_PER_PAGE}"
+            pages = self._pages(what, f"/{repo}/commits/{commit}", query)
+            self._histories[key] = tuple(
+                RepoCommit(str(row.get("id")), str(row.get("title") or ""))
+                for rows in pages
+                for row in rows
+            )
+        return self._histories[key]
+
+    def models_of(self, author: str, search: str) -> tuple[ListedRepo, ...]:
+        """List an author's repos whose names hold a text, and remember which are restricted."""
+        asked = [("author", author), ("search", search)] if search else [("author", author)]
+        fields = [("expand", name) for name in ("sha", "private", "gated", "siblings")]
+        found = []
+        for rows in self._pages(author, "", urlencode([*asked, *fields])):
+            for row in rows:
+                repo, sha, files = str(row.get("id")), row.get("sha"), row.get("siblings")
+                names = None if files is None else tuple(str(f.get("rfilename")) for f in files)
+                found.append(ListedRepo(repo, str(sha) if sha else None, names))
+                if "private" in row and "gated" in row:
+                    self._facts[repo] = RepoFacts(bool(row["private"] or row["gated"]))
+        return tuple(found)
+
+    def _pages(self, what: str, path: str, query: str) -> Iterator[Rows]:
+        url = f"{self.endpoint}/api/models{path}"
         while True:
             rows, following = self._get(what, f"{url}?{query}" if query else url)
             yield self._rows(rows, what)

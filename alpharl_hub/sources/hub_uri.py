@@ -11,8 +11,9 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from alpharl_hub.errors import SourceError
 from alpharl_hub.sources.step_names import PLACEHOLDER
 
-# The client's parser knows no placeholder; digits stand in for it, too many to be anybody's step.
-_STAND_IN = "88997766554433221100"
+# The client's parser knows no placeholder. What stands in for it must not be in the text, and must
+# be short: it allows a repo's name 96 characters, which long names with a number come close to.
+_STAND_INS = ("7qz", "8zq", "88997766554433221100")
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,27 @@ def parse_place(text: str) -> RepoPlace:
     if text.count(PLACEHOLDER) > 1:
         raise SourceError(f"{text}: {PLACEHOLDER} stands more than once; one number tells the step")
     uri = text if "://" in text else f"hf://{text}"
+    stand_in = next((one for one in _STAND_INS if one not in text), _STAND_INS[-1])
+
+    def restore(part: str) -> str:
+        return part.replace(stand_in, PLACEHOLDER)
+
     try:
-        parsed = parse_hf_uri(uri.replace(PLACEHOLDER, _STAND_IN), endpoint=constants.ENDPOINT)
+        parsed = parse_hf_uri(uri.replace(PLACEHOLDER, stand_in), endpoint=constants.ENDPOINT)
         validate_repo_id(parsed.id)
     except (HfUriError, HFValidationError) as error:
-        reason = str(error).splitlines()[0].strip().replace(_STAND_IN, PLACEHOLDER)
+        reason = restore(str(error).splitlines()[0].strip())
         raise SourceError(
             f"{text}: neither a folder here nor ORG/NAME[@REVISION][/FOLDER] on the Hub ({reason})"
         ) from error
     if parsed.type != "model":
         raise SourceError(f"{text}: a {parsed.type}; only model repos hold checkpoints")
+    if PLACEHOLDER in restore(parsed.id).split("/")[0]:
+        raise SourceError(
+            f"{text}: with a repo for every step write ORG/NAME-{PLACEHOLDER}; the number stands "
+            "in the repo's name, behind the organisation's"
+        )
     if ".." in [*(parsed.revision or "").split("/"), *parsed.path_in_repo.split("/")]:
         raise SourceError(f"{text}: `..` has no place in the name of a repo")
-
-    def restore(part: str) -> str:
-        return part.replace(_STAND_IN, PLACEHOLDER)
-
     revision = restore(parsed.revision) if parsed.revision is not None else None
     return RepoPlace(restore(parsed.id), revision, restore(parsed.path_in_repo).strip("/"))

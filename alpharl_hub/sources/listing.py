@@ -53,8 +53,18 @@ class RunSource(Protocol):
         ...
 
 
+def below(tree: Mapping[str, StoredFile], prefix: str) -> Mapping[str, StoredFile]:
+    """Return the files below a folder, by path relative to it."""
+    return {
+        path.removeprefix(prefix): StoredFile(path.removeprefix(prefix), f.num_bytes, f.sha256)
+        for path, f in tree.items()
+        if path.startswith(prefix)
+    }
+
+
 def keep_complete(
     files_by_name: Mapping[str, Mapping[str, StoredFile]],
+    what: str = "step folders",
 ) -> tuple[frozenset[str], tuple[Notice, ...]]:
     """Return the step folders that hold whole weights, and a notice for those left out.
 
@@ -73,7 +83,7 @@ def keep_complete(
     marked = {name for name in whole if STABLE_MARK in written[name]}
     kept = marked or whole
     left_out = sorted(set(written) - kept)
-    notices += _tell_left_out("incomplete_steps", left_out, "incomplete step folders")
+    notices += _tell_left_out("incomplete_steps", left_out, f"incomplete {what}")
     return frozenset(kept), notices
 
 

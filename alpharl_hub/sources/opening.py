@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,10 @@ from pathlib import Path
 from alpharl_hub.errors import ScoreError, SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
 from alpharl_hub.scores.table import ScoreTable, parse_scores, scores_from_trainer_state
+from alpharl_hub.sources.adapter_fitting import fit_to_base
+from alpharl_hub.sources.adapters import moves_base
 from alpharl_hub.sources.base_choice import BaseAnswer, choose_base
-from alpharl_hub.sources.contents import open_contents, trainer_state_text
+from alpharl_hub.sources.contents import is_adapter, open_contents, trainer_state_text
 from alpharl_hub.sources.hub import HubRun, pin_place
 from alpharl_hub.sources.hub_client import HubClient
 from alpharl_hub.sources.hub_uri import parse_place
@@ -21,9 +23,19 @@ from alpharl_hub.sources.local_run import LocalRun, is_local, pin_folder
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.sources.repeats import drop_repeats
 from alpharl_hub.sources.selection import MAX_UNASKED_CHECKPOINTS, select_steps
-from alpharl_hub.trajectory import Checkpoint, CheckpointContents, CheckpointStore, Trajectory
+from alpharl_hub.trajectory import (
+    Checkpoint,
+    CheckpointContents,
+    CheckpointStore,
+    StoredFile,
+    Trajectory,
+)
 
 _OPENING_THREADS = 8
+_NAMED_BY = {
+    "card": "the run's card names it as base_model",
+    "adapter": "adapter_config.json names it as the base",
+}
 
 MAX_ASKED_BYTES = 64 << 20
 MAX_UNASKED_BYTES = 256 << 10
@@ -95,19 +107,19 @@ def open_trajectory(request: RunRequest) -> Trajectory:
     source = opener.run(request.run)
     listing = _with_extras(source.list_steps(), source, request)
     aside = source.look_aside(listing)
-    answer = choose_base(request.base, listing.checkpoints, source, request.run)
     steps = [_step(c) for c in listing.checkpoints if _step(c) != 0]
     if not steps:
         raise TrajectoryError(f"{request.run}: step 0 is the base, and there is no other step")
     selected = select_steps(steps, request.steps, request.until)
     chosen = [c for c in listing.checkpoints if c.step in selected]
-    if answer.checkpoint is not None:
-        base_place, base_store = answer.checkpoint, source.open_store(answer.checkpoint)
-    else:
-        base_place, base_store = _open_base(opener, answer)
-    base, *opened = _open_all(
-        [(base_place, base_store), *((c, source.open_store(c)) for c in chosen)]
-    )
+    first = [c for c in listing.checkpoints if c.step == 0 and is_adapter(_files(source, c))]
+    opened = _open_all([(c, source.open_store(c)) for c in [*first, *chosen]])
+    _require_one_kind(opened)
+    answer = choose_base(request.base, listing.checkpoints, opened[-1], source, request.run)
+    base = _open_base(opener, answer, source)
+    opened = [fit_to_base(contents, base) for contents in opened]
+    start = opened.pop(0) if first else None
+    _check_start(opened, start)
     kept, notices = (tuple(opened), ()) if request.keep_repeats else drop_repeats(opened)
     scores = _find_scores(request, kept)
     return Trajectory(
@@ -121,21 +133,77 @@ def open_trajectory(request: RunRequest) -> Trajectory:
         scores=scores,
         private=any(contents.store.is_private() for contents in (base, *kept)),
         card=source.card_text(kept[-1].checkpoint),
-        notices=(*listing.notices, *aside, *_tell_selection(request, steps, opened), *notices),
+        notices=(
+            *(*listing.notices, *aside, *_tell_selection(request, steps, opened)),
+            *(*_tell_other_bases(kept), *notices),
+        ),
         keep_repeats=request.keep_repeats,
+        start=start if _has_moved_base(kept) else None,
     )
 
 
-def _open_base(opener: Opener, answer: BaseAnswer) -> tuple[Checkpoint, CheckpointStore]:
-    assert answer.text is not None
+def _files(source: RunSource, checkpoint: Checkpoint) -> Mapping[str, StoredFile]:
+    return source.open_store(checkpoint).files()
+
+
+def _require_one_kind(opened: Sequence[CheckpointContents]) -> None:
+    """Refuse a run of which some checkpoints are adapters and some whole models."""
+    adapters = [c for c in opened if c.adapter is not None]
+    whole = [c for c in opened if c.adapter is None]
+    if adapters and whole:
+        raise TrajectoryError(
+            f"{adapters[0].checkpoint.label} is an adapter and {whole[0].checkpoint.label} a whole "
+            "model; choose one kind with --steps"
+        )
+
+
+def _tell_other_bases(history: Sequence[CheckpointContents]) -> tuple[Notice, ...]:
+    """Mention adapters that name different bases; a run that was moved may do so rightly."""
+    named = [c.adapter.get("base_model_name_or_path") for c in history if c.adapter is not None]
+    different = sorted({str(name) for name in named if name})
+    if len(different) < 2:
+        return ()
+    message = f"the adapters name different bases: {', '.join(different[:3])}; one is used for all"
+    return (Notice("adapter_bases", message),)
+
+
+def _has_moved_base(history: Sequence[CheckpointContents]) -> bool:
+    return any(c.adapter is not None and moves_base(c.adapter) for c in history)
+
+
+def _check_start(history: Sequence[CheckpointContents], start: CheckpointContents | None) -> None:
+    """Refuse a run that changed its base before step 1 and does not say how (PiSSA and its kin)."""
+    for contents in history:
+        if contents.adapter is None or not moves_base(contents.adapter):
+            continue
+        if start is None or start.adapter is None:
+            raise TrajectoryError(
+                f"{contents.checkpoint.label}: init_lora_weights is "
+                f"{contents.adapter['init_lora_weights']!r}, which changes the base before the "
+                "first step; put the adapter of step 0 beside the others, or merge them first"
+            )
+
+
+def _open_base(opener: Opener, answer: BaseAnswer, source: RunSource) -> CheckpointContents:
     try:
-        return opener.base(answer.text)
+        if answer.checkpoint is not None:
+            place, store = answer.checkpoint, source.open_store(answer.checkpoint)
+        else:
+            assert answer.text is not None
+            place, store = opener.base(answer.text)
+        base = open_contents(place, store)
     except SourceError as error:
-        if answer.chosen_by != "card":
+        if answer.chosen_by not in _NAMED_BY:
             raise
         raise SourceError(
-            f"{error}; the run's card names it as base_model, --base names another"
+            f"{error}; {_NAMED_BY[answer.chosen_by]}, --base names another"
         ) from error
+    if base.adapter is not None:
+        raise TrajectoryError(
+            f"{place.label}: an adapter and no model; name the model that it was trained on with "
+            "--base"
+        )
+    return base
 
 
 def _step(checkpoint: Checkpoint) -> int:

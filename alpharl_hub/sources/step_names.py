@@ -24,6 +24,12 @@ _PLAIN = re.compile(
 # open-r1 pushes main-step-000000100: the revision that it was told, then the step.
 _PREFIXED = re.compile(r"^(?P<before>.+-step-)(?P<step>\d+)$")
 _OPENRLHF = re.compile(r"^(?P<before>(?:best_)?global_step)(?P<step>\d+)(?P<after>_hf)$")
+# A repo of its own for every step; what follows the number is the same for all of them
+# (Sinestro38/qwen3-1p7b-sgd-polaris-step300-best-val).
+_REPO = re.compile(
+    r"^(?P<before>(?:.*[-_.])?step[-_]?)(?P<step>\d+)(?P<after>[-_].+)?$", re.IGNORECASE
+)
+_TOKENS = re.compile(r"^[-_](tokens)?\d+[BT]", re.IGNORECASE)
 _FAMILIES = (_PLAIN, _PREFIXED, _OPENRLHF)
 _MAX_DIGITS = 15
 
@@ -46,6 +52,14 @@ def match_step(name: str) -> tuple[str, int] | None:
             after = match.groupdict().get("after") or ""
             return f"{match['before']}{PLACEHOLDER}{after}", int(match["step"])
     return None
+
+
+def match_repo(name: str) -> str | None:
+    """Return the pattern of a repo's name that carries a step, or None; a guess, for a hint."""
+    match = _REPO.match(name)
+    if match is None or len(match["step"]) > _MAX_DIGITS or _TOKENS.match(match["after"] or ""):
+        return None
+    return f"{match['before']}{PLACEHOLDER}{match['after'] or ''}"
 
 
 def find_families(names: Iterable[str]) -> tuple[Family, ...]:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 from alpharl_hub.byte_ranges import plan_ranges
 from alpharl_hub.output.shards import OutputFile
 from alpharl_hub.safetensors_header import DTYPE_BITS
 from alpharl_hub.scope import ScopedTensor
-from alpharl_hub.trajectory import TensorRef
+from alpharl_hub.trajectory import LowRankRef, StoredRef, TensorRef
 
 WINDOW_BYTES = 64 << 20
 """Large enough for full speed over long distances, small enough to keep a few in memory."""
+
+MIN_WINDOW_BYTES = 4 << 20
+"""Small windows, where a method holds every delta, are still worth a request."""
 
 MAX_RANGE_BYTES = 16 << 20
 """One request; ten times the time to its first byte at 100 MB/s and 15 ms."""
@@ -28,6 +32,9 @@ BASE = -1
 """The base's position among what a window reads; the history's are 0 to T - 1."""
 
 PREDICTED, COPIED, FROM_BASE, LINEAR = "predicted", "copied", "base", "linear"
+SURVEYED = "surveyed"
+"""What happens to a part; a surveyed one is looked at in a reading of its own, before the others.
+"""
 
 PROCESS_BYTES = 300_000_000
 """The process itself with torch loaded; resident, measured with torch 2.13 on the CPU."""
@@ -41,18 +48,20 @@ READERS_BYTES = 8 * (1 << 20)
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor, or a run of entries of one too large for a window, with what happens to it.
+    """A tensor, a matrix of a stack, or a run of entries of a large tensor, and what happens to it.
 
-    `reads` maps a position (BASE or 0 to T - 1) to where the bytes lie. `output` is where the
-    result goes; None where nothing is written (report). `probe` asks for the direction reading.
-    `shape` is the part's own; it begins `first` entries into the tensor, of `tensor_shape`.
+    `name` is the matrix's, NAME[e] in a stack; `tensor` is the tensor's. `reads` maps a position
+    (BASE or 0 to T - 1) to where the bytes lie. `output` is where the result goes; None where
+    nothing is written (report). `probe` asks for the direction reading. `shape` is the part's own;
+    it begins `first` entries into the tensor, of `tensor_shape`.
     """
 
     name: str
+    tensor: str
     shape: tuple[int, ...]
     action: str
     probe: bool
-    reads: Mapping[int, TensorRef]
+    reads: Mapping[int, StoredRef]
     output: TensorRef | None
     tensor_shape: tuple[int, ...]
     first: int = 0
@@ -60,10 +69,7 @@ class Part:
     @property
     def num_elements(self) -> int:
         """Number of entries of this part."""
-        count = 1
-        for side in self.shape:
-            count *= side
-        return count
+        return prod(self.shape)
 
     def index_of(self, entry: int) -> list[int]:
         """Return the index within the whole tensor of one entry of this part."""
@@ -83,9 +89,12 @@ class Window:
     parts: tuple[Part, ...]
 
     def reads_at(self, position: int) -> tuple[tuple[int, TensorRef], ...]:
-        """Return what is read of one checkpoint: (the part's place in the window, where)."""
+        """Return what is read of one checkpoint: (the part's place in the window, where).
+
+        A tensor that is stored in factors has an entry for each of them.
+        """
         found = ((place, part.reads.get(position)) for place, part in enumerate(self.parts))
-        return tuple((place, ref) for place, ref in found if ref is not None)
+        return tuple((place, ref) for place, s in found if s is not None for ref in s.parts)
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -109,97 +118,142 @@ class Cost:
     output_bytes: int
 
 
-Decide = Callable[[ScopedTensor], tuple[str, frozenset[int], bool]]
-"""Says of a tensor what happens to it, which positions are read for it, and whether to probe."""
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a tensor, which positions are read for it, and whether to probe.
+
+    `keep_whole`: its entries meet in the fit, so that it is never cut.
+    """
+
+    action: str
+    positions: frozenset[int]
+    probe: bool
+    keep_whole: bool = False
+
+
+Decide = Callable[[ScopedTensor], Decision]
 
 
 def plan_windows(
     files: Sequence[OutputFile],
     tensors: Mapping[str, ScopedTensor],
     decide: Decide,
-    last_position: int,
+    num_deltas_held: int,
 ) -> tuple[Window, ...]:
-    """Cut the output into windows of at most WINDOW_BYTES, shard by shard."""
+    """Cut the output into windows, shard by shard; smaller ones where many deltas are held."""
     windows: list[Window] = []
     for file in files:
         parts = [
             part
             for ref in file.tensors
-            for part in _parts_of(tensors[ref.name], ref, decide(tensors[ref.name]), last_position)
+            for part in _parts_of(tensors[ref.name], ref, decide(tensors[ref.name]))
         ]
-        for group in group_by_bytes(parts):
+        for group in group_by_bytes(parts, _window_bytes(num_deltas_held)):
             windows.append(Window(len(windows), group))
     return tuple(windows)
 
 
-def plan_analysis(matrices: Sequence[ScopedTensor]) -> tuple[Window, ...]:
-    """Cut matrices into windows that read the base and every checkpoint and write nothing."""
-    parts = []
+def plan_analysis(
+    matrices: Sequence[ScopedTensor], positions: Sequence[int] | None = None
+) -> tuple[Window, ...]:
+    """Cut matrices into windows that read the base and checkpoints (all) and write nothing."""
+    parts: list[Part] = []
     for tensor in matrices:
-        assert tensor.base is not None
         assert tensor.history is not None
-        reads = {BASE: tensor.base, **dict(enumerate(tensor.history))}
+        wanted = range(len(tensor.history)) if positions is None else positions
+        reads = _reads_of(tensor, frozenset({BASE, *wanted}))
         shape = tensor.last.shape
-        parts.append(Part(tensor.name, shape, PREDICTED, True, reads, None, shape))
+        whole = Part(tensor.name, tensor.name, shape, PREDICTED, True, reads, None, shape)
+        parts.extend(_slices(whole) if len(shape) == 3 else [whole])
     return tuple(Window(i, group) for i, group in enumerate(group_by_bytes(parts)))
 
 
-def _parts_of(
-    tensor: ScopedTensor,
-    output: TensorRef,
-    decision: tuple[str, frozenset[int], bool],
-    last_position: int,
-) -> Iterator[Part]:
-    action, positions, probe = decision
-    reads: dict[int, TensorRef] = {}
+def plan_survey(
+    tensors: Sequence[ScopedTensor], positions: Sequence[int], run_elements: int
+) -> tuple[Window, ...]:
+    """Cut tensors into runs of so many entries that are read at these positions."""
+    parts: list[Part] = []
+    for tensor in tensors:
+        reads = _reads_of(tensor, frozenset({BASE, *positions}))
+        shape = tensor.last.shape
+        whole = Part(tensor.name, tensor.name, shape, SURVEYED, False, reads, None, shape)
+        parts.extend(_cut(whole, run_elements))
+    groups = group_by_bytes(parts, _window_bytes(len(positions)))
+    return tuple(Window(i, group) for i, group in enumerate(groups))
+
+
+def _window_bytes(num_deltas_held: int) -> int:
+    return min(WINDOW_BYTES, max(MIN_WINDOW_BYTES, WINDOW_BYTES // max(1, num_deltas_held // 2)))
+
+
+def _reads_of(tensor: ScopedTensor, positions: frozenset[int]) -> Mapping[int, StoredRef]:
+    reads: dict[int, StoredRef] = {}
     for position in sorted(positions):
-        if position == last_position:
-            reads[position] = tensor.last
-        elif position == BASE:
+        if position == BASE:
             assert tensor.base is not None
             reads[BASE] = tensor.base
         else:
-            assert tensor.history is not None
-            reads[position] = tensor.history[position]
-    shape = tensor.last.shape
-    whole = Part(tensor.name, shape, action, probe, reads, output, shape)
-    if tensor.is_matrix or tensor.last.num_bytes <= WINDOW_BYTES:
-        yield whole
-    else:
-        yield from _cut(whole)
+            # Without a history only the last checkpoint is read, to be copied.
+            reads[position] = tensor.history[position] if tensor.history else tensor.last
+    return reads
 
 
-def _cut(whole: Part) -> Iterator[Part]:
-    """Cut a large tensor into runs of entries; right wherever entries do not meet each other."""
-    widest = max(ref.num_bytes for ref in whole.reads.values())
-    num_elements = whole.num_elements
+def _parts_of(tensor: ScopedTensor, output: TensorRef, decision: Decision) -> Sequence[Part]:
+    reads, shape = _reads_of(tensor, decision.positions), tensor.last.shape
+    name, action, probe = tensor.name, decision.action, decision.probe
+    whole = Part(name, name, shape, action, probe, reads, output, shape)
+    if decision.keep_whole or any(isinstance(ref, LowRankRef) for ref in reads.values()):
+        return [whole]
+    if tensor.is_matrix:
+        return _slices(whole) if len(shape) == 3 else [whole]
+    if part_bytes(whole) <= WINDOW_BYTES:
+        return [whole]
     # Eight entries fill whole bytes in every dtype, the 4-bit ones included.
-    step = max(8, WINDOW_BYTES * num_elements // widest // 8 * 8)
-    assert whole.output is not None
-    for first in range(0, num_elements, step):
-        count = min(step, num_elements - first)
-        yield replace(
-            whole,
-            shape=(count,),
-            reads={p: _slice(ref, first, count) for p, ref in whole.reads.items()},
-            output=_slice(whole.output, first, count),
-            first=first,
-        )
+    return _cut(whole, max(8, WINDOW_BYTES * whole.num_elements // part_bytes(whole) // 8 * 8))
 
 
-def _slice(ref: TensorRef, first: int, count: int) -> TensorRef:
+def _slices(stack: Part) -> Sequence[Part]:
+    """Cut a stack of matrices into its matrices."""
+    num_matrices, rows, columns = stack.shape
+    return [
+        replace(_run(stack, i * rows * columns, (rows, columns)), name=f"{stack.name}[{i}]")
+        for i in range(num_matrices)
+    ]
+
+
+def _cut(whole: Part, run_elements: int) -> Sequence[Part]:
+    """Cut a large tensor into runs of entries; right wherever entries do not meet each other."""
+    num_elements = whole.num_elements
+    return [
+        _run(whole, first, (min(run_elements, num_elements - first),))
+        for first in range(0, num_elements, run_elements)
+    ]
+
+
+def _run(whole: Part, first: int, shape: tuple[int, ...]) -> Part:
+    """Take entries that lie together."""
+    reads = {position: _slice(ref, first, shape) for position, ref in whole.reads.items()}
+    output = None if whole.output is None else _slice(whole.output, first, shape)
+    return replace(whole, shape=shape, reads=reads, output=output, first=first)
+
+
+def _slice(ref: StoredRef, first: int, shape: tuple[int, ...]) -> TensorRef:
+    assert isinstance(ref, TensorRef), "what is stored in factors is never cut"
     bits = DTYPE_BITS[ref.dtype]
     start = ref.start + first * bits // 8
-    return replace(ref, shape=(count,), start=start, stop=start + count * bits // 8)
+    return replace(ref, shape=shape, start=start, stop=start + prod(shape) * bits // 8)
 
 
-def group_by_bytes(parts: Sequence[Part]) -> Iterator[tuple[Part, ...]]:
-    """Group neighbours into windows by the bytes of their largest reading."""
+def group_by_bytes(
+    parts: Sequence[Part], window_bytes: int | None = None
+) -> Iterator[tuple[Part, ...]]:
+    """Group neighbours into windows (of WINDOW_BYTES) by the bytes of their largest reading."""
+    limit = WINDOW_BYTES if window_bytes is None else window_bytes
     group: list[Part] = []
     total = 0
     for part in parts:
         num_bytes = part_bytes(part)
-        if group and total + num_bytes > WINDOW_BYTES:
+        if group and total + num_bytes > limit:
             yield tuple(group)
             group, total = [], 0
         group.append(part)
@@ -243,10 +297,13 @@ def window_memory_bytes(window: Window, num_deltas_held: int, next_bytes: int) -
     sizes = sorted((_reading_bytes(window, p) for p in window.positions), reverse=True)
     num_kept = 3 if any(part.probe for part in window.parts) else 2
     stored = max(sum(sizes[: num_kept + 2]), sum(sizes[:num_kept]) + 2 * next_bytes)
-    predicted = [part.num_elements for part in window.parts if part.action == PREDICTED]
+    predicted = [p.num_elements for p in window.parts if p.action in (PREDICTED, SURVEYED)]
     linear = [part.num_elements for part in window.parts if part.action == LINEAR]
     held = 4 * (num_deltas_held * sum(predicted) + sum(linear))
     largest = max(predicted + linear, default=0)
+    if any(isinstance(ref, LowRankRef) for part in window.parts for ref in part.reads.values()):
+        # The middle and the last checkpoint are then put together, one matrix at a time.
+        held += 2 * 4 * largest
     rounding = 6 * 4 * min(largest, ROUNDED_ELEMENTS)
     output = 2 * max(part.output.num_bytes if part.output else 0 for part in window.parts)
     return stored + held + 2 * 4 * largest + rounding + output

@@ -16,8 +16,11 @@ from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import CheckpointContents, TensorRef
 from alpharl_hub.windows.plan import MAX_RANGE_BYTES, Window, read_once
 
-StoredTensors = Mapping[int, Tensor]
-"""Tensors on the worker's device by the part's place in its window; not floating: as bytes."""
+StoredTensors = Mapping[int, tuple[Tensor, ...]]
+"""Tensors on the worker's device by the part's place in its window; not floating: as bytes.
+
+A tensor that is stored in factors has several, in the order of its ref's `parts`; others have one.
+"""
 
 
 class WindowReader:
@@ -71,16 +74,15 @@ def _views(
 ) -> StoredTensors:
     """Cut the buffer into tensors; on a GPU after one copy of the whole."""
     on_device = host.to(device, non_blocking=True)
-    found: dict[int, Tensor] = {}
+    found: dict[int, tuple[Tensor, ...]] = {}
     for place, ref in reads:
         start = starts[ref]
         raw = on_device[start : start + ref.num_bytes]
         dtype = TORCH_DTYPES.get(ref.dtype)
-        if dtype is None:
-            found[place] = raw
-            continue
-        # A header of odd length shifts what follows it; a view needs its dtype's alignment.
-        if raw.storage_offset() % dtype.itemsize:
-            raw = raw.clone()
-        found[place] = raw.view(dtype).view(ref.shape)
+        if dtype is not None:
+            # A header of odd length shifts what follows it; a view needs its dtype's alignment.
+            if raw.storage_offset() % dtype.itemsize:
+                raw = raw.clone()
+            raw = raw.view(dtype).view(ref.shape)
+        found[place] = (*found.get(place, ()), raw)
     return found

@@ -83,31 +83,34 @@ def stream(
     result_type: type[Result],
     journal: Results | None = None,
     on_window: Callable[[Window], None] | None = None,
+    key: str = "window",
 ) -> dict[int, tuple[Result, ...]]:
     """Read all windows once and return each one's results by its index.
 
     With a journal, windows that it holds are not read again, and every new result is kept there
-    before `on_window` is told.
+    before `on_window` is told. `key` tells several readings of one journal apart.
     """
-    found = _known(journal, result_type)
+    found = _known(journal, result_type, key)
     todo = [window for window in windows if window.index not in found]
     counter = ByteCounter(read_cost(todo)[0], reading.hooks.on_progress)
     reader = WindowReader(trajectory.base, trajectory.history, counter.add)
     executor = LocalExecutor(reader, work, reading.devices, reading.hooks.stop)
     for window, results in executor.run(todo):
         if journal is not None:
-            journal.record(f"window {window.index}", strict_json.to_plain(results))
+            journal.record(f"{key} {window.index}", strict_json.to_plain(results))
         found[window.index] = results
         if on_window is not None:
             on_window(window)
     return found
 
 
-def _known(journal: Results | None, result_type: type[Result]) -> dict[int, tuple[Result, ...]]:
+def _known(
+    journal: Results | None, result_type: type[Result], wanted: str
+) -> dict[int, tuple[Result, ...]]:
     found: dict[int, tuple[Result, ...]] = {}
     for key, result in (journal.results if journal else {}).items():
         kind, _, index = key.partition(" ")
-        if kind == "window":
+        if kind == wanted:
             found[int(index)] = _load(result_type, result, key)
     return found
 

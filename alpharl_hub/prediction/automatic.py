@@ -1,0 +1,223 @@
+"""`--method auto`: look at the direction of the run first, then choose how far to go and with what.
+
+The method is least squares over the recent half of the steps, anchored at the last checkpoint: of
+the linear methods, which lie close together inside a safe horizon, the one that gains most from
+rounded checkpoints. How far is decided by `numerics.horizon`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from alpharl_hub.errors import FitError
+from alpharl_hub.executors.local import WindowReads
+from alpharl_hub.manifest import AutoRecord
+from alpharl_hub.methods import AUTO
+from alpharl_hub.numerics.direction import DirectionSums, Trust, direction_sums
+from alpharl_hub.numerics.horizon import Decision, Evidence, decide
+from alpharl_hub.numerics.score_course import ScoreEvidence
+from alpharl_hub.prediction.deltas import dense_weights
+from alpharl_hub.prediction.records import pool_trust
+from alpharl_hub.prediction.setting import PredictOptions, Subject, resolved
+from alpharl_hub.prediction.targets import TargetOptions, Times
+from alpharl_hub.preparation import nearest_middle
+from alpharl_hub.scope import ScopedTensor
+from alpharl_hub.scores.learning_rates import CONSTANT, LearningRateClock, read_learning_rates
+from alpharl_hub.sources.contents import trainer_state_text
+from alpharl_hub.windows.devices import choose_devices, fit_workers
+from alpharl_hub.windows.plan import BASE, Window, group_by_bytes, plan_analysis
+from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+
+METHOD = "ols"
+
+_MAX_PROBED = 32
+"""Of so many matrices, spread over the layers, the cosine is within 0.02 of that of all."""
+
+_MAX_STATE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class _Probed:
+    direction: DirectionSums
+
+
+class _WindowProber:
+    """Reads the direction of matrices; one object serves all workers."""
+
+    def __init__(self, middle: int, last: int) -> None:
+        self._middle = middle
+        self._last = last
+
+    def __call__(self, reads: WindowReads, device: str) -> tuple[_Probed, ...]:
+        """Do one window on one device."""
+        found = dict(reads.readings)
+        probed = []
+        for place, part in enumerate(reads.window.parts):
+            base = found[BASE][place][0]
+            middle, last = (
+                dense_weights(part, position, found[position][place], base)
+                for position in (self._middle, self._last)
+            )
+            probed.append(_Probed(direction_sums(base, middle, last)))
+        return tuple(probed)
+
+
+def choose(
+    subject: Subject, options: PredictOptions, compute: Compute, hooks: Hooks
+) -> tuple[PredictOptions, AutoRecord]:
+    """Choose method, window and horizon; reads three checkpoints of up to 32 matrices.
+
+    Raises:
+        FitError: the last checkpoint is the best guess, and `options.force` is not set.
+    """
+    if subject.factors is not None:
+        raise FitError("a folder of factors holds rank-1 parts: --method alpharl, or name the run")
+    asked = _asked(subject, options)
+    middle = nearest_middle(subject.steps_T)
+    trust = read_direction(subject, middle, compute, hooks)
+    decision = decide(
+        Evidence(
+            trust=trust,
+            steps_T=tuple(float(step) for step in subject.steps_T),
+            middle=middle,
+            scores=_scores(subject),
+            asked=asked,
+        )
+    )
+    step = decision.step
+    if options.force:
+        step = _forced(decision, asked)
+    elif not decision.goes_on:
+        raise FitError(
+            "; ".join(("nothing is written: " + decision.sentences[-1], *decision.sentences[:-1]))
+        )
+    clock, words = _clock(subject)
+    record = _record(decision, trust, subject.steps_T[middle], asked, words, options.force)
+    return _chosen(subject, options, step, clock), record
+
+
+def planned_for(subject: Subject, options: PredictOptions) -> PredictOptions:
+    """Return what AUTO would make of the options as far as costs depend on it; nothing is read."""
+    if options.method != AUTO:
+        return options
+    asked = _asked(subject, options)
+    return _chosen(subject, options, asked or float(subject.steps_T[-1]), None)
+
+
+def _asked(subject: Subject, options: PredictOptions) -> float | None:
+    """Return the step that is asked for, a score turned into one; None for as far as is safe."""
+    target = options.target
+    if len(target.target_steps) > 1:
+        raise FitError("--method auto chooses one step; give one, or name a --method")
+    if not target.is_given:
+        return None
+    goals = resolved(subject, replace(options, method=METHOD)).goals
+    return goals[0].step
+
+
+def _chosen(
+    subject: Subject, options: PredictOptions, step: float, clock: LearningRateClock | None
+) -> PredictOptions:
+    window = max(2, len(subject.steps_T) - nearest_middle(subject.steps_T))
+    times = None
+    if clock is not None:
+        times = Times(tuple(clock.time(s) for s in subject.steps_T), clock.time(step))
+    return replace(
+        options,
+        method=METHOD,
+        target=TargetOptions((step,), times=times),
+        fit_last=min(window, len(subject.steps_T)),
+        anchor="last",
+        others="last",
+    )
+
+
+def _forced(decision: Decision, asked: float | None) -> float:
+    if asked is not None:
+        return asked
+    if decision.goes_on:
+        return decision.step
+    raise FitError("--force without a target: say how far with --target-step N")
+
+
+def read_direction(subject: Subject, middle: int, compute: Compute, hooks: Hooks) -> Trust:
+    """Read how steady the direction of the run is, on up to 32 matrices.
+
+    Raises:
+        SourceError: something cannot be read. ResourceError: the memory does not suffice.
+    """
+    last = len(subject.steps_T) - 1
+    if middle == last:
+        return pool_trust((), subject.steps_T, middle)
+    windows = _probe_windows(subject.scope.matrices, (middle, last))
+    workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
+    found = stream(
+        subject.trajectory,
+        windows,
+        _WindowProber(middle, last),
+        Reading(workers.devices, hooks),
+        _Probed,
+    )
+    sums = [probed.direction for index in sorted(found) for probed in found[index]]
+    return pool_trust(sums, subject.steps_T, middle)
+
+
+def _probe_windows(
+    matrices: Sequence[ScopedTensor], positions: Sequence[int]
+) -> tuple[Window, ...]:
+    parts = [part for window in plan_analysis(matrices, positions) for part in window.parts]
+    count = min(_MAX_PROBED, len(parts))
+    chosen = [parts[i * len(parts) // count] for i in range(count)]
+    return tuple(Window(i, group) for i, group in enumerate(group_by_bytes(chosen)))
+
+
+def _scores(subject: Subject) -> ScoreEvidence | None:
+    table = subject.trajectory.scores
+    if table is None or subject.scores_T is None:
+        return None
+    return ScoreEvidence(
+        scores_T=subject.scores_T, base=table.at(0), lower_is_better=table.lower_is_better
+    )
+
+
+def _clock(subject: Subject) -> tuple[LearningRateClock | None, str]:
+    """Return the clock where it differs from the steps, and what is known of the learning rate."""
+    text = trainer_state_text(subject.last, _MAX_STATE_BYTES)
+    if text is None:
+        return None, "steps (no trainer_state.json says how the learning rate went)"
+    reading = read_learning_rates(text)
+    if reading.clock is None:
+        return None, f"steps ({reading.reason})"
+    if reading.clock.kind == CONSTANT and reading.clock.warmup_steps == 0:
+        return None, f"steps ({reading.clock.words})"
+    return reading.clock, f"cumulative learning rate ({reading.clock.words})"
+
+
+def _record(
+    decision: Decision,
+    trust: Trust,
+    middle_step: int,
+    asked: float | None,
+    clock: str,
+    forced: bool,
+) -> AutoRecord:
+    return AutoRecord(
+        asked_step=asked,
+        ratio=decision.ratio,
+        bound_by=decision.bound,
+        cosine=trust.cosine,
+        cosine_all_entries=trust.cosine_all_entries,
+        share_of_entries=trust.share_of_entries,
+        floor=trust.floor,
+        speed=trust.speed,
+        middle_step=middle_step,
+        line=decision.line,
+        vertex=decision.vertex,
+        num_problems=decision.num_problems,
+        clock=clock,
+        forced=forced,
+        words=decision.sentences,
+    )

@@ -1,0 +1,245 @@
+"""What is settled before anything is read: the subject, the options, the goals and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from alpharl_hub.errors import FitError
+from alpharl_hub.manifest import AutoRecord, MethodRecord, Notice, RunRecord, TrustRecord
+from alpharl_hub.methods import AUTO, METHODS, Clock, Method, MethodOptions, Predictor, make_method
+from alpharl_hub.methods.alpharl import AlphaRL
+from alpharl_hub.output.factor_files import FactorFolder
+from alpharl_hub.output.model_files import described_by, dtype_notice
+from alpharl_hub.prediction.planning import (
+    DTYPES,
+    MAX_HELD_BYTES,
+    Decider,
+    PredictionPlan,
+    layout_of,
+    plan_prediction,
+)
+from alpharl_hub.prediction.targets import (
+    Goal,
+    ResolvedTarget,
+    TargetOptions,
+    paper_of,
+    resolve_target,
+)
+from alpharl_hub.prediction.window_work import RESIDUAL, Aim, Recipe
+from alpharl_hub.scope import Scope
+from alpharl_hub.scores.table import require_scores
+from alpharl_hub.trajectory import CheckpointContents, Trajectory
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict; the fields are the options of the command line.
+
+    `method` is one of METHODS or AUTO. `anchor` is base or last; `others` last, base or linear;
+    `dtype` float32, float16, bfloat16 or None (as the last checkpoint has it). `force` goes on
+    where AUTO would keep the last checkpoint.
+    """
+
+    method: str = AUTO
+    target: TargetOptions = field(default_factory=TargetOptions)
+    rescale: bool = True
+    rank: int = 1
+    keep_residual: bool = False
+    fit_last: int | float | None = None
+    anchor: str = "base"
+    damping: float = 1.0
+    others: str = "last"
+    dtype: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a prediction is made of: a trajectory read now, or factors that were extracted before.
+
+    With factors, `trajectory.history` is the last checkpoint alone, while `steps_T` and `scores_T`
+    are those of the whole history; `trust` is then what was read during extraction.
+    """
+
+    trajectory: Trajectory
+    scope: Scope
+    run: RunRecord
+    steps_T: tuple[int, ...]
+    scores_T: tuple[float, ...] | None
+    middle: int | None
+    factors: FactorFolder | None
+    certified: Mapping[str, bool]
+    trust: TrustRecord | None
+    notices: tuple[Notice, ...]
+
+    @property
+    def last(self) -> CheckpointContents:
+        """The last checkpoint."""
+        return self.trajectory.history[-1]
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether small scores are good ones."""
+        scores = self.trajectory.scores
+        return scores is not None and scores.lower_is_better
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One or more predictions that are about to be made in one reading; `auto` says who chose."""
+
+    subject: Subject
+    options: PredictOptions
+    target: ResolvedTarget
+    recipe: Recipe
+    plan: PredictionPlan
+    notices: tuple[Notice, ...]
+    auto: AutoRecord | None = None
+
+
+def plan_subject(
+    subject: Subject,
+    options: PredictOptions,
+    *,
+    memory_bytes: int | None = None,
+    auto: AutoRecord | None = None,
+    and_last: bool = False,
+) -> Setting:
+    """Settle method, goals and plan, without reading any weight.
+
+    `memory_bytes` bounds what may be held of one tensor. `and_last`: the last checkpoint itself is
+    the first goal, before those of the target.
+
+    Raises:
+        FitError: the method has no answer for this target. ScoreError: no usable scores.
+    """
+    target = resolved(subject, options)
+    if and_last:
+        goals = (Goal(None, float(subject.steps_T[-1])), *target.goals)
+        target = ResolvedTarget(target.clock, goals, target.notices)
+    return plan_target(subject, options, target, memory_bytes=memory_bytes, auto=auto)
+
+
+def resolved(subject: Subject, options: PredictOptions) -> ResolvedTarget:
+    """Turn the target into goals, scores looked up where they are needed."""
+    scores = subject.trajectory.scores
+    if scores is not None and options.target.target_score is not None:
+        require_scores(scores, subject.steps_T)
+    return resolve_target(
+        options.method, subject.steps_T, subject.scores_T, options.target, subject.lower_is_better
+    )
+
+
+def plan_target(
+    subject: Subject,
+    options: PredictOptions,
+    target: ResolvedTarget,
+    *,
+    memory_bytes: int | None = None,
+    auto: AutoRecord | None = None,
+) -> Setting:
+    """Plan what makes these goals.
+
+    Raises:
+        FitError: the method has no answer.
+    """
+    method = make_method(options.method, target.clock, method_options(options))
+    others = _others_method(subject, options)
+    last_position = len(subject.trajectory.history) - 1
+    decider = Decider(
+        method=method,
+        others=others,
+        others_option=options.others,
+        last_position=last_position,
+        middle=subject.middle,
+        factorised=frozenset(subject.factors.names()) if subject.factors else None,
+        max_held_bytes=MAX_HELD_BYTES if memory_bytes is None else memory_bytes // 4,
+    )
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    trajectory = subject.trajectory
+    plan = plan_prediction(subject.scope, trajectory.base, trajectory.history, decider, dtype)
+    layout = layout_of(trajectory.base, subject.last)
+    notices = (
+        *subject.notices,
+        *target.notices,
+        *(() if dtype else dtype_notice(described_by(layout, trajectory.base), layout.dtype)),
+    )
+    recipe = Recipe(
+        method=method,
+        others=others,
+        ready=_ready(subject, method),
+        aims=tuple(Aim(goal.response, goal.step or 0.0) for goal in target.goals),
+        last=target.clock.last,
+        anchor=_anchor(options),
+        damping=options.damping,
+        middle=subject.middle if subject.middle is not None else last_position,
+        last_position=last_position,
+    )
+    return Setting(subject, options, target, recipe, plan, notices, auto)
+
+
+def method_options(options: PredictOptions) -> MethodOptions:
+    """Return what concerns the method."""
+    return MethodOptions(
+        rescale=options.rescale,
+        rank=options.rank,
+        keep_residual=options.keep_residual,
+        scale=options.target.scale,
+        fit_last=options.fit_last,
+    )
+
+
+def _anchor(options: PredictOptions) -> str:
+    # Anchored at the last checkpoint, the rest of its update is kept anyway.
+    keeps = options.keep_residual and options.anchor == "base"
+    return RESIDUAL if keeps else options.anchor
+
+
+def _others_method(subject: Subject, options: PredictOptions) -> Method | None:
+    if options.others != "linear":
+        return None
+    # Of the checkpoints that are read, which with factors is the last one alone.
+    return make_method("linear", Clock(subject.trajectory.steps_T), MethodOptions())
+
+
+def _ready(subject: Subject, method: Method) -> Callable[[str, torch.device], Predictor] | None:
+    factors = subject.factors
+    if factors is None:
+        return None
+    if not isinstance(method, AlphaRL):
+        raise FitError("a folder of factors holds rank-1 parts: --method alpharl, or name the run")
+    certified = subject.certified
+
+    def predictor(name: str, device: torch.device) -> Predictor:
+        return method.from_factors(factors.read(name), device, certified.get(name, False))
+
+    return predictor
+
+
+def method_record(setting: Setting, goal: Goal | None) -> MethodRecord:
+    """Write down the method with all that was set; without a goal, what all of them share."""
+    options, clock = setting.options, setting.target.clock
+    paper, url = paper_of(options.method)
+    known = METHODS[options.method].options
+    return MethodRecord(
+        name=options.method,
+        paper=paper,
+        url=url,
+        response="score" if clock.by_score else "step",
+        target_step=None if goal is None else goal.step,
+        target_score=options.target.target_score,
+        rescale=options.rescale and not options.keep_residual if "rescale" in known else None,
+        scale=options.target.scale,
+        fit_last=None if options.fit_last is None else repr(options.fit_last),
+        anchor=options.anchor,
+        damping=options.damping,
+        others=options.others,
+        dtype=options.dtype,
+        rank=options.rank if "rank" in known else None,
+        keep_residual=options.keep_residual if "keep_residual" in known else None,
+        times=clock.times_T,
+        target_time=None if goal is None or clock.times_T is None else goal.response,
+    )
