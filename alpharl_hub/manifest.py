@@ -45,7 +45,10 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The trajectory: where the steps were found and which were used."""
+    """The trajectory: where the steps were found and which were used.
+
+    `start` is the adapter of step 0, of a LoRA run that began with another product than zero.
+    """
 
     layout: str
     pattern: str
@@ -59,6 +62,7 @@ class RunRecord:
     exclude: str | None
     keep_repeats: bool
     lower_is_better: bool = False
+    start: CheckpointRecord | None = None
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.methods import AUTO
 from alpharl_hub.output.folder import FolderRequest, check_output
-from alpharl_hub.prediction.delivery import Destination
 from alpharl_hub.prediction.automatic import choose, planned_for
+from alpharl_hub.prediction.delivery import Destination
 from alpharl_hub.prediction.predict import predict
-from alpharl_hub.prediction.setting import PredictOptions, Setting, Subject, plan_subject, resolved
+from alpharl_hub.prediction.setting import PredictOptions, Setting, Subject, plan_subject
 from alpharl_hub.prediction.subjects import (
     factor_subject,
     is_factor_folder,

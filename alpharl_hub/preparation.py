@@ -45,7 +45,9 @@ def prepare(trajectory: Trajectory, options: ScopeOptions, *, stop_on_wrong_base
         TrajectoryError: the checkpoints do not fit together, or (unless forced, or only inspected)
             the base does not look like this run's.
     """
-    scope = find_scope(trajectory.base, trajectory.history, options.include, options.exclude)
+    scope = find_scope(
+        trajectory.base, trajectory.history, options.include, options.exclude, trajectory.start
+    )
     trajectory, check = sample_base(trajectory, scope)
     notices = [*trajectory.notices, *scope.notices]
     if check.problem is not None:
@@ -81,6 +83,7 @@ def run_record(prepared: Prepared, options: ScopeOptions) -> RunRecord:
         exclude=options.exclude,
         keep_repeats=trajectory.keep_repeats,
         lower_is_better=trajectory.scores is not None and trajectory.scores.lower_is_better,
+        start=None if trajectory.start is None else checkpoint_record(trajectory.start, None),
     )
 
 

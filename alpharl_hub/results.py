@@ -11,7 +11,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class BaseAnswer:
-    """The base that was found; `chosen_by` is option, step_0 or card."""
+    """The base that was found; `chosen_by` is option, step_0, adapter or card."""
 
     source: str
     revision: str | None

@@ -27,7 +27,8 @@ class ScopedTensor:
 
     `base` and `history` (one ref per checkpoint, the last one included) are None when it cannot be
     predicted; `excluded_because` is None exactly for the matrices in scope. Of a LoRA run `last` is
-    where the base has it, and `is_untouched` says that no adapter updates it.
+    where the base has it, `is_untouched` says that no adapter updates it, and `start` is what the
+    adapter of step 0 adds, where that is not zero.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ScopedTensor:
     history: tuple[StoredRef, ...] | None
     excluded_because: str | None
     is_untouched: bool = False
+    start: StoredRef | None = None
 
     @property
     def is_matrix(self) -> bool:
@@ -71,6 +73,7 @@ def find_scope(
     history: Sequence[CheckpointContents],
     include: str | None,
     exclude: str | None,
+    start: CheckpointContents | None = None,
 ) -> Scope:
     """Compare names, shapes and dtypes of all checkpoints.
 
@@ -84,6 +87,9 @@ def find_scope(
         _refuse_other_targets(base, history)
     layout = last if last.adapter is None else base
     found = [_scoped(ref, base, history) for ref in _whole_tensors(layout)]
+    if start is not None:
+        _refuse_other_targets(base, (start, last))
+        found = [replace(t, start=start.tensors.get(t.name)) for t in found]
     filtered = tuple(_filter(t, include, exclude) for t in found)
     if last.adapter is None:
         _refuse_strangers(filtered, base, last)

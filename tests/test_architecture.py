@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "files and repos": ("sources", "output", "card", "push"),
     "one pass": ("windows", "executors", "base_check", "preparation"),
-    "stories": ("prediction", "reporting", "pipeline"),
+    "stories": ("prediction", "reporting", "sweeping", "backtesting", "pipeline"),
     "programs": ("cli", "demo", "local_hub", "__main__", ""),
 }
 """From the bottom to the top: a module imports from its own layer and from those below it."""
@@ -44,8 +44,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "transformers": ("demo.task",),
     "torch": (
         *("numerics", "methods", "tensor_bytes", "windows.reader", "windows.devices"),
-        *("base_check", "prediction.predict", "prediction.window_work"),
-        *("reporting.analysis", "reporting.extraction", "output.factor_files"),
+        *("base_check", "prediction.predict", "prediction.setting", "prediction.deltas"),
+        *("prediction.survey", "prediction.window_work"),
+        *("reporting.analysis", "reporting.comparison", "reporting.extraction"),
+        *("output.factor_files", "output.adapter_files"),
         *("cli.running", "demo.task"),
     ),
 }

@@ -166,6 +166,16 @@ def test_chunks_of_a_large_tensor_add_up() -> None:
     assert both.error == pytest.approx(sums.error, rel=1e-12)
 
 
+def test_differences_that_only_float64_holds_are_seen() -> None:
+    """Models stored in float64 are subtracted in float64, beside a base in fp32 too."""
+    base = torch.ones(1000)
+    second = base.double() + 2e-12
+    sums = difference_sums(second - 1e-12, second, base)
+    assert sums.updates is not None
+    assert sums.num_equal == 0
+    assert sums.updates.error == pytest.approx(0.5, rel=1e-3)
+
+
 def test_infinities_are_found_wherever_they_lie_and_large_sums_are_none() -> None:
     """One NaN or infinity in the last chunk counts; numbers whose sum overflows fp32 do not."""
     values = torch.full((300, 1000), 3e38)

@@ -234,6 +234,9 @@ def test_an_earlier_checkpoint_is_named_when_it_is_better_beyond_noise() -> None
     errors = tuple(1 - score for score in peaked)
     found = go(0.80, errors, 200, base=0.5, num_problems=1000, lower_is_better=True)
     assert found.best_observed == 2
+    # Of two that are equally good, the later one.
+    level = (0.55, 0.65, 0.75, 0.75, 0.70, 0.66)
+    assert go(0.80, level, 200, num_problems=1000).best_observed == 3
     # Nobody knows the noise of a reward.
     assert go(0.80, tuple(10 * y for y in peaked), 200).best_observed is None
 

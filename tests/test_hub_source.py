@@ -34,6 +34,7 @@ from trajectories import (
     load_model,
     model_config,
     rank_one_line,
+    with_method,
     write_checkpoint,
     write_run,
 )

@@ -156,6 +156,20 @@ def test_a_drop_in_the_middle_leaves_the_future_unknown(before: str) -> None:
     assert reading.reason.endswith("so its future is unknown")
 
 
+@pytest.mark.parametrize("every", [7, 10, 13, 25])
+def test_a_warm_up_that_left_no_trace_is_none(every: int) -> None:
+    """Of all warm-ups that a decay along a line may have had before its first row: the shortest."""
+    rates = rates_of("linear", 75, 0, 150)
+    clock = read_learning_rates(state_text(logged(rates, every), 150)).clock
+    assert clock == LearningRateClock("linear", pytest.approx(PEAK), 0, 150)
+
+
+def test_a_rate_that_is_a_little_off_is_not_smoothed_over() -> None:
+    """One row that is 0.1 % lower than the others is a change, not noise: logs hold all digits."""
+    rows = [(step, PEAK * (0.999 if step == 50 else 1)) for step in range(10, 110, 10)]
+    assert read_learning_rates(state_text(rows, 200)).clock is None
+
+
 @pytest.mark.parametrize(
     ("kind", "more"),
     [

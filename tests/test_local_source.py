@@ -164,7 +164,7 @@ STATES = {
     "torch": ("pytorch_model.bin", "only as pickles (pytorch_model.bin), which are never opened"),
     "SkyRL": ("policy/model_state.pt", "only as pickles (policy/model_state.pt)"),
     "DCP": ("trainer/__0_0.distcp", "only as pickles (trainer/__0_0.distcp)"),
-    "LoRA": ("adapter_model.safetensors", "LoRA adapter, which this version does not read; merge"),
+    "LoRA": ("adapter_model.safetensors", "has no adapter_config.json beside it"),
     "no weights": ("optimizer.pt", "no model.safetensors and no model.safetensors.index.json"),
 }
 

@@ -304,6 +304,13 @@ def window_of(contents: CheckpointContents, names: list[str]) -> Window:
     return Window(0, tuple(parts))
 
 
+def trajectory_of(contents: CheckpointContents) -> Trajectory:
+    """A run of one checkpoint that is its own base."""
+    return Trajectory(
+        *("local", "", contents, "option", (), (), (contents,), None, False, None, ())
+    )
+
+
 @pytest.mark.parametrize("spaces", [0, 1, 5])
 @pytest.mark.parametrize("range_bytes", [3, 1000, 1 << 20])
 def test_reader_gives_what_safetensors_gives(
@@ -324,7 +331,7 @@ def test_reader_gives_what_safetensors_gives(
         write_again(path, spaces)
     contents = open_contents(*pin_folder(str(folder)))
     counts: list[int] = []
-    reader = WindowReader(contents, [contents], counts.append)
+    reader = WindowReader(trajectory_of(contents), counts.append)
     window = window_of(contents, list(tensors))
     with ThreadPoolExecutor(2) as pool:
         for position in (BASE, 0):

@@ -7,7 +7,6 @@ import shlex
 from alpharl_hub.card.markdown import fenced, number
 from alpharl_hub.manifest import MANIFEST_NAME, MethodRecord, RunRecord
 
-
 LOOKING_BACK = ("average",)
 """Methods that take no target."""
 

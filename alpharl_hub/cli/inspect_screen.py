@@ -35,10 +35,12 @@ _CHOSEN_BY = {
     "option": "named by --base",
     "step_0": "step 0 of the run",
     "card": "base_model of the model card",
-    "adapter_config": "named in adapter_config.json",
+    "adapter": "named in adapter_config.json",
 }
 _LAYOUTS = {
     "folders": "folders in the repo",
+    "commits": "commits titled",
+    "repos": "a repo for every step:",
     "local": "local folders",
     "single": "one model",
 }
@@ -228,12 +230,18 @@ def places(checkpoints: Sequence[ListedCheckpoint]) -> list[str]:
     if len({c.folder for c in checkpoints}) > 1:
         return [c.folder for c in checkpoints]
     if len({c.source for c in checkpoints}) < 2:
-        return [c.revision or re.split(r"[/\\]", c.source)[-1] for c in checkpoints]
+        return [_revision(c) or re.split(r"[/\\]", c.source)[-1] for c in checkpoints]
     parts = [re.split(r"[/\\]", c.source) for c in checkpoints]
     shared = 0
     while len({tuple(p[: shared + 1]) for p in parts}) == 1 and min(map(len, parts)) > shared + 1:
         shared += 1
     return ["/".join(p[shared:]) for p in parts]
+
+
+def _revision(checkpoint: ListedCheckpoint) -> str | None:
+    """Name a revision; of a commit the start of its sha is enough."""
+    revision = checkpoint.revision
+    return revision[:12] if revision is not None and revision == checkpoint.commit else revision
 
 
 def _print_plan(inspection: Inspection, console: Console) -> None:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from alpharl_hub.errors import FitError
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.manifest import AutoRecord
@@ -19,7 +17,7 @@ from alpharl_hub.methods import AUTO
 from alpharl_hub.numerics.direction import DirectionSums, Trust, direction_sums
 from alpharl_hub.numerics.horizon import Decision, Evidence, decide
 from alpharl_hub.numerics.score_course import ScoreEvidence
-from alpharl_hub.prediction.deltas import dense_weights
+from alpharl_hub.prediction.deltas import dense_weights, origin_of
 from alpharl_hub.prediction.records import pool_trust
 from alpharl_hub.prediction.setting import PredictOptions, Subject, resolved
 from alpharl_hub.prediction.targets import TargetOptions, Times
@@ -28,7 +26,7 @@ from alpharl_hub.scope import ScopedTensor
 from alpharl_hub.scores.learning_rates import CONSTANT, LearningRateClock, read_learning_rates
 from alpharl_hub.sources.contents import trainer_state_text
 from alpharl_hub.windows.devices import choose_devices, fit_workers
-from alpharl_hub.windows.plan import BASE, Window, group_by_bytes, plan_analysis
+from alpharl_hub.windows.plan import Window, group_by_bytes, plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
 
 METHOD = "ols"
@@ -56,12 +54,12 @@ class _WindowProber:
         found = dict(reads.readings)
         probed = []
         for place, part in enumerate(reads.window.parts):
-            base = found[BASE][place][0]
+            origin = origin_of(found, place)
             middle, last = (
-                dense_weights(part, position, found[position][place], base)
+                dense_weights(part, position, found[position][place], origin)
                 for position in (self._middle, self._last)
             )
-            probed.append(_Probed(direction_sums(base, middle, last)))
+            probed.append(_Probed(direction_sums(origin.base, middle, last)))
         return tuple(probed)
 
 

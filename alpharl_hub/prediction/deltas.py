@@ -9,24 +9,40 @@ would be rounded to bf16). A LoRA update is what it says, times its scale, in fp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.numerics.low_rank import LowRank, dora_weights, from_stored
+from alpharl_hub.numerics.low_rank import LowRank, combine, dora_weights, from_stored
 from alpharl_hub.trajectory import LowRankRef
-from alpharl_hub.windows.plan import BASE, Part
+from alpharl_hub.windows.plan import BASE, START, Part
 
 _CHUNK_ELEMENTS = 1 << 17
 """Fits into the cache of one core: subtracting in chunks is five times faster than whole."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the deltas of a part start: W_0 as stored, and of a LoRA run that began with another
+    product than zero the factors of that product.
+    """
+
+    base: Tensor
+    start: tuple[Tensor, ...] | None = None
+
+
+def origin_of(kept: Mapping[int, Mapping[int, tuple[Tensor, ...]]], place: int) -> Origin:
+    """Return the origin of the part at one place of a window, from what was read of it."""
+    return Origin(kept[BASE][place][0], kept.get(START, {}).get(place))
 
 
 def delta_of(
     part: Part,
     position: int,
     stored: Sequence[Tensor],
-    base: Tensor,
+    origin: Origin,
     scratch: Tensor,
     labels: Sequence[str],
 ) -> Tensor | LowRank:
@@ -37,37 +53,46 @@ def delta_of(
     Raises:
         FitError: NaN or infinity in what was read.
     """
-    ref = part.reads[position]
-    delta_P = scratch[: part.num_elements].view(part.shape)
+    ref, base = part.reads[position], origin.base
+    delta = scratch[: part.num_elements].view(part.shape)
     sides = {labels[position]: stored[0], labels[BASE]: base}
     if isinstance(ref, LowRankRef):
-        update = low_rank_of(ref, stored)
         for factor in stored:
             require_finite(factor, {labels[position]: factor}, part)
+        update = _update(part, ref, stored, origin)
         if ref.magnitude is None:
             return update
-        weights = dora_weights(base, update, stored[2], per_column=ref.transposed)
-        torch.sub(weights, base, out=delta_P)
+        torch.sub(_magnified(ref, update, stored, base), base, out=delta)
     else:
-        subtract(delta_P, stored[0], base)
-    require_finite(delta_P, sides, part)
-    return delta_P
+        subtract(delta, stored[0], base)
+    require_finite(delta, sides, part)
+    return delta
 
 
-def low_rank_of(ref: LowRankRef, stored: Sequence[Tensor]) -> LowRank:
-    """Return the update that a LoRA adapter holds, scaled, in the base's orientation."""
-    return from_stored(stored[0], stored[1], ref.scale, ref.transposed)
+def _update(part: Part, ref: LowRankRef, stored: Sequence[Tensor], origin: Origin) -> LowRank:
+    """Return what an adapter adds to W_0, less what it added at the start."""
+    update = from_stored(stored[0], stored[1], ref.scale, ref.transposed)
+    if origin.start is None:
+        return update
+    first = part.reads[START]
+    assert isinstance(first, LowRankRef), "a run is of one kind"
+    before = from_stored(origin.start[0], origin.start[1], first.scale, first.transposed)
+    return combine((update, before), (1.0, -1.0))
 
 
-def dense_weights(part: Part, position: int, stored: Sequence[Tensor], base: Tensor) -> Tensor:
+def _magnified(ref: LowRankRef, update: LowRank, stored: Sequence[Tensor], base: Tensor) -> Tensor:
+    return dora_weights(base, update, stored[2], per_column=ref.transposed)
+
+
+def dense_weights(part: Part, position: int, stored: Sequence[Tensor], origin: Origin) -> Tensor:
     """Return W_t: as it is stored, or fp32 where it is the base with an update."""
     ref = part.reads[position]
     if not isinstance(ref, LowRankRef):
         return stored[0]
-    update = low_rank_of(ref, stored)
+    update = _update(part, ref, stored, origin)
     if ref.magnitude is not None:
-        return dora_weights(base, update, stored[2], per_column=ref.transposed)
-    return update.dense().add_(base)
+        return _magnified(ref, update, stored, origin.base)
+    return update.dense().add_(origin.base)
 
 
 def subtract(out: Tensor, stored: Tensor, base: Tensor) -> Tensor:

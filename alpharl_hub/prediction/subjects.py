@@ -27,6 +27,7 @@ from alpharl_hub.prediction.targets import TargetOptions, Times
 from alpharl_hub.preparation import Prepared, ScopeOptions, nearest_middle, prepare, run_record
 from alpharl_hub.scope import Scope, find_scope
 from alpharl_hub.scores.table import ScoreTable
+from alpharl_hub.sources.adapter_fitting import fit_to_base
 from alpharl_hub.sources.local_run import LocalRun, pin_folder
 from alpharl_hub.sources.opening import Opener, RunRequest
 from alpharl_hub.sources.recorded import FindLocal, open_recorded
@@ -88,14 +89,12 @@ def factor_subject(request: RunRequest) -> Subject:
     manifest = read_folder_manifest(folder)
     places = read_local_places(folder)
     run = manifest.run
-    base, last = open_recorded(
-        (run.base, run.checkpoints[-1]), Opener(request).client, _by_fingerprint(places)
-    )
+    base, start, (last,) = _open(run, run.checkpoints[-1:], request, _by_fingerprint(places))
     factors = FactorFolder(folder, len(run.checkpoints))
-    scope = find_scope(base, (last,), run.include, run.exclude)
+    scope = find_scope(base, (last,), run.include, run.exclude, start)
     _require_same_shapes(factors, scope)
     return Subject(
-        trajectory=_trajectory(run, base, (last,)),
+        trajectory=_trajectory(run, base, (last,), start),
         scope=scope,
         run=run,
         steps_T=_steps(run),
@@ -131,11 +130,9 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
     run = manifest.run
     _check_steps(run, str(path))
     wanted = _options(manifest.method, str(path))
-    base, *history = open_recorded(
-        (run.base, *run.checkpoints), Opener(request).client, _by_step(run, request)
-    )
+    base, start, history = _open(run, run.checkpoints, request, _by_step(run, request))
     options = ScopeOptions(run.include, run.exclude, force=True)
-    prepared = prepare(_trajectory(run, base, history), options, stop_on_wrong_base=False)
+    prepared = prepare(_trajectory(run, base, history, start), options, stop_on_wrong_base=False)
     subject = trajectory_subject(prepared, options)
     return replace(subject, run=run, scores_T=_scores(run)), wanted
 
@@ -170,8 +167,25 @@ def _by_step(run: RunRecord, request: RunRequest) -> FindLocal:
     return find
 
 
+def _open(
+    run: RunRecord,
+    checkpoints: Sequence[CheckpointRecord],
+    request: RunRequest,
+    find_local: FindLocal,
+) -> tuple[CheckpointContents, CheckpointContents | None, Sequence[CheckpointContents]]:
+    """Open base, start (of some LoRA runs) and checkpoints as recorded."""
+    first = () if run.start is None else (run.start,)
+    client = Opener(request).client
+    base, *opened = open_recorded((run.base, *first, *checkpoints), client, find_local)
+    fitted = [fit_to_base(contents, base) for contents in opened]
+    return base, fitted[0] if first else None, fitted[len(first) :]
+
+
 def _trajectory(
-    run: RunRecord, base: CheckpointContents, history: Sequence[CheckpointContents]
+    run: RunRecord,
+    base: CheckpointContents,
+    history: Sequence[CheckpointContents],
+    start: CheckpointContents | None,
 ) -> Trajectory:
     by_step = {r.step: r.score for r in run.checkpoints if r.step is not None}
     scores = {step: score for step, score in by_step.items() if score is not None}
@@ -188,6 +202,7 @@ def _trajectory(
         card=None,
         notices=(),
         keep_repeats=run.keep_repeats,
+        start=start,
     )
 
 

@@ -19,10 +19,11 @@ from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.methods import TensorFit
 from alpharl_hub.methods.relex import Relex, gram_of_run
 from alpharl_hub.output.journal import Journal
-from alpharl_hub.prediction.deltas import delta_of
+from alpharl_hub.prediction.deltas import Origin, delta_of
 from alpharl_hub.prediction.setting import Setting
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.plan import BASE, read_cost
+from alpharl_hub.windows.reader import labels_by_position
 from alpharl_hub.windows.streaming import Reading, stream
 
 
@@ -38,21 +39,21 @@ class WindowSurveyor:
     """Multiplies the deltas of runs of entries; one object serves all workers."""
 
     def __init__(self, trajectory: Trajectory) -> None:
-        self._labels = [c.checkpoint.label for c in (*trajectory.history, trajectory.base)]
+        self._labels = labels_by_position(trajectory)
 
     def __call__(self, reads: WindowReads, device: str) -> tuple[RunOfEntries, ...]:
         """Do one window on one device."""
         parts = reads.window.parts
         deltas: list[list[torch.Tensor]] = [[] for _ in parts]
-        bases: dict[int, torch.Tensor] = {}
+        origins: dict[int, Origin] = {}
         for position, stored in reads.readings:
             for place, tensors in stored.items():
                 if position == BASE:
-                    bases[place] = tensors[0]
+                    origins[place] = Origin(tensors[0])
                     continue
                 out = torch.empty(parts[place].shape, dtype=torch.float32, device=device)
                 delta = delta_of(
-                    parts[place], position, tensors, bases[place], out.view(-1), self._labels
+                    parts[place], position, tensors, origins[place], out.view(-1), self._labels
                 )
                 assert isinstance(delta, torch.Tensor), "what is in factors is never surveyed"
                 deltas[place].append(delta)

@@ -21,10 +21,19 @@ from alpharl_hub.numerics.direction import DirectionSums, add_sums, direction_su
 from alpharl_hub.numerics.factors import MatrixQuality
 from alpharl_hub.numerics.low_rank import LowRank
 from alpharl_hub.output.shards import ShardWriter
-from alpharl_hub.prediction.deltas import delta_of, dense_weights, require_finite
+from alpharl_hub.prediction.deltas import Origin, delta_of, dense_weights, require_finite
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import Trajectory
-from alpharl_hub.windows.plan import BASE, COPIED, FROM_BASE, LINEAR, ROUNDED_ELEMENTS, Part
+from alpharl_hub.windows.plan import (
+    BASE,
+    COPIED,
+    FROM_BASE,
+    LINEAR,
+    ROUNDED_ELEMENTS,
+    START,
+    Part,
+)
+from alpharl_hub.windows.reader import labels_by_position
 
 RESIDUAL = "residual"
 """An anchor: the last checkpoint, of which only the part that the method models is replaced."""
@@ -100,15 +109,16 @@ class _PartState:
         if position in self._kept():
             self.stored[position] = stored
         if self.fit is not None and position in self.observed:
-            base = self.stored[BASE][0]
-            self.fit.observe(delta_of(self.part, position, stored, base, scratch, self.labels))
+            origin = Origin(self.stored[BASE][0], self.stored.get(START))
+            self.fit.observe(delta_of(self.part, position, stored, origin, scratch, self.labels))
 
     def _kept(self) -> frozenset[int]:
-        kept = {BASE, self.recipe.last_position}
+        kept = {BASE, START, self.recipe.last_position}
         return frozenset(kept | {self.recipe.middle} if self.part.probe else kept)
 
     def _weights(self, position: int) -> Tensor:
-        return dense_weights(self.part, position, self.stored[position], self.stored[BASE][0])
+        origin = Origin(self.stored[BASE][0], self.stored.get(START))
+        return dense_weights(self.part, position, self.stored[position], origin)
 
     def direction(self) -> DirectionSums | None:
         """Read the direction of the update, where it is asked for; of a stack, of all of it."""
@@ -204,7 +214,7 @@ class WindowPredictor:
     def __init__(
         self, trajectory: Trajectory, recipe: Recipe, writers: Sequence[ShardWriter]
     ) -> None:
-        self._labels = [c.checkpoint.label for c in (*trajectory.history, trajectory.base)]
+        self._labels = labels_by_position(trajectory)
         self._recipe = recipe
         self._writers = writers
 

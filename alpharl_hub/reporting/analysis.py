@@ -10,10 +10,10 @@ import torch
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.numerics.direction import DirectionSums, direction_sums
 from alpharl_hub.numerics.factors import FactorBuilder, Factors, MatrixQuality, quality_of
-from alpharl_hub.prediction.deltas import delta_of, dense_weights
+from alpharl_hub.prediction.deltas import delta_of, dense_weights, origin_of
 from alpharl_hub.trajectory import Trajectory
-from alpharl_hub.windows.plan import BASE, Part
-from alpharl_hub.windows.reader import StoredTensors
+from alpharl_hub.windows.plan import BASE, START, Part
+from alpharl_hub.windows.reader import StoredTensors, labels_by_position
 
 OnFactors = Callable[[str, Factors], None]
 
@@ -47,7 +47,7 @@ class WindowAnalyser:
         middle: int,
         on_factors: OnFactors,
     ) -> None:
-        self._labels = [c.checkpoint.label for c in (*trajectory.history, trajectory.base)]
+        self._labels = labels_by_position(trajectory)
         self._last = len(trajectory.history) - 1
         self._steps_T = trajectory.steps_T
         self._scores_T = scores_T
@@ -63,13 +63,13 @@ class WindowAnalyser:
         largest = max(part.num_elements for part in parts)
         scratch = torch.empty(largest, dtype=torch.float32, device=device)
         for position, stored in reads.readings:
-            if position in (BASE, self._middle, self._last):
+            if position in (START, BASE, self._middle, self._last):
                 kept[position] = dict(stored)
-            if position == BASE:
+            if position in (START, BASE):
                 continue
             for place, tensors in stored.items():
-                base = kept[BASE][place][0]
-                delta = delta_of(parts[place], position, tensors, base, scratch, self._labels)
+                origin = origin_of(kept, place)
+                delta = delta_of(parts[place], position, tensors, origin, scratch, self._labels)
                 builders[place].observe(delta)
         return self._finish(parts, builders, kept)
 
@@ -83,12 +83,12 @@ class WindowAnalyser:
         for place, (part, builder) in enumerate(zip(parts, builders, strict=True)):
             factors = builder.finish()
             self._on_factors(part.name, factors)
-            base = kept[BASE][place][0]
+            origin = origin_of(kept, place)
             middle, last = (
-                dense_weights(part, position, kept[position][place], base)
+                dense_weights(part, position, kept[position][place], origin)
                 for position in (self._middle, self._last)
             )
-            sums = direction_sums(base, middle, last)
+            sums = direction_sums(origin.base, middle, last)
             quality = quality_of(factors, self._steps_T, self._scores_T, builder.certified)
             results.append(MatrixResult(part.name, part.shape, quality, sums))
         return tuple(results)

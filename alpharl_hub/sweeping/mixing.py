@@ -62,7 +62,7 @@ class _Endpoint:
                 prefix = bytearray(min(safetensors_header.PREFIX_NUM_BYTES, stored.num_bytes))
                 folder.read_into(filename, 0, memoryview(prefix))
                 header = bytearray(
-                    safetensors_header.header_num_bytes(prefix, stored.num_bytes, filename)
+                    safetensors_header.header_num_bytes(bytes(prefix), stored.num_bytes, filename)
                 )
                 folder.read_into(filename, len(prefix), memoryview(header))
                 parsed = safetensors_header.parse_header(bytes(header), stored.num_bytes, filename)

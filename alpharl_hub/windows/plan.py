@@ -28,8 +28,9 @@ MAX_RANGE_BYTES = 16 << 20
 ROUNDED_ELEMENTS = 1 << 22
 """A prediction is rounded in chunks of so many entries: 16 MiB in fp32, six of them at a time."""
 
-BASE = -1
-"""The base's position among what a window reads; the history's are 0 to T - 1."""
+BASE, START = -1, -2
+"""Positions of the base, and of the adapter of step 0 where a LoRA run began with another product
+than zero; the history's are 0 to T - 1."""
 
 PREDICTED, COPIED, FROM_BASE, LINEAR = "predicted", "copied", "base", "linear"
 SURVEYED = "surveyed"
@@ -195,6 +196,8 @@ def _reads_of(tensor: ScopedTensor, positions: frozenset[int]) -> Mapping[int, S
         else:
             # Without a history only the last checkpoint is read, to be copied.
             reads[position] = tensor.history[position] if tensor.history else tensor.last
+    if tensor.start is not None and any(isinstance(ref, LowRankRef) for ref in reads.values()):
+        reads[START] = tensor.start
     return reads
 
 

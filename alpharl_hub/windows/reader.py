@@ -13,7 +13,7 @@ from torch import Tensor
 
 from alpharl_hub.byte_ranges import PlannedRange, dest_starts, plan_ranges
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
-from alpharl_hub.trajectory import CheckpointContents, TensorRef
+from alpharl_hub.trajectory import CheckpointContents, TensorRef, Trajectory
 from alpharl_hub.windows.plan import MAX_RANGE_BYTES, Window, read_once
 
 StoredTensors = Mapping[int, tuple[Tensor, ...]]
@@ -27,18 +27,17 @@ class WindowReader:
     """Reads from the base and the history of one trajectory.
 
     Args:
-        base: read at position BASE.
-        history: read at positions 0 to T - 1.
+        trajectory: its base is read at position BASE, its history at 0 to T - 1, and its start,
+            where it has one, at START.
         on_bytes: told the number of bytes after each piece that was read; called from any thread.
     """
 
     def __init__(
         self,
-        base: CheckpointContents,
-        history: Sequence[CheckpointContents],
+        trajectory: Trajectory,
         on_bytes: Callable[[int], None],
     ) -> None:
-        self._contents = (*history, base)  # BASE is -1
+        self._contents = contents_by_position(trajectory)
         self._on_bytes = on_bytes
 
     def read(
@@ -64,6 +63,17 @@ class WindowReader:
         for future in futures:
             future.result()
         return _views(reads, dest_starts(refs), host, device)
+
+
+def contents_by_position(trajectory: Trajectory) -> tuple[CheckpointContents, ...]:
+    """Return the checkpoints such that BASE, START and the history's positions index them."""
+    start = trajectory.base if trajectory.start is None else trajectory.start
+    return (*trajectory.history, start, trajectory.base)
+
+
+def labels_by_position(trajectory: Trajectory) -> tuple[str, ...]:
+    """Return how errors name the checkpoints, by position."""
+    return tuple(contents.checkpoint.label for contents in contents_by_position(trajectory))
 
 
 def _views(

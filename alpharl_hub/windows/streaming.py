@@ -93,7 +93,7 @@ def stream(
     found = _known(journal, result_type, key)
     todo = [window for window in windows if window.index not in found]
     counter = ByteCounter(read_cost(todo)[0], reading.hooks.on_progress)
-    reader = WindowReader(trajectory.base, trajectory.history, counter.add)
+    reader = WindowReader(trajectory, counter.add)
     executor = LocalExecutor(reader, work, reading.devices, reading.hooks.stop)
     for window, results in executor.run(todo):
         if journal is not None:
