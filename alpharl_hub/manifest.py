@@ -120,6 +120,22 @@ class AutoRecord:
 
 
 @dataclass(frozen=True)
+class SweepRecord:
+    """How a size was chosen: the score of every candidate.
+
+    `axis` is scale (a multiple of the predicted increment; 0 is the last checkpoint) or step.
+    """
+
+    axis: str
+    values: tuple[float, ...]
+    scores: tuple[float, ...]
+    best_value: float
+    last_value: float | None
+    last_score: float | None
+    lower_is_better: bool
+
+
+@dataclass(frozen=True)
 class TensorRecord:
     """What was done to one tensor, and what was seen.
 
@@ -191,6 +207,7 @@ class Manifest:
     copied_files: tuple[str, ...]
     warnings: tuple[Notice, ...]
     auto: AutoRecord | None = None
+    sweep: SweepRecord | None = None
 
     def to_json(self) -> str:
         """Return the document, indented, with a newline at the end."""

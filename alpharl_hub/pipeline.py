@@ -21,11 +21,14 @@ from alpharl_hub.prediction.subjects import (
 )
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import ScopeOptions, prepare, run_record
+from alpharl_hub.reporting.comparison import CompareRequest, compare, open_models
 from alpharl_hub.reporting.extraction import extract
 from alpharl_hub.reporting.inspection import make_inspection
 from alpharl_hub.reporting.report import report, report_factors
-from alpharl_hub.results import Extraction, Inspection, Prediction, SpectralReport
+from alpharl_hub.results import Comparison, Extraction, Inspection, Prediction, SpectralReport
 from alpharl_hub.sources.opening import RunRequest, open_trajectory
+from alpharl_hub.sweeping.from_run import SweepRequest, sweep
+from alpharl_hub.sweeping.results import SweepAnswer
 from alpharl_hub.windows.devices import choose_devices, fit_workers
 from alpharl_hub.windows.streaming import Compute, Hooks
 
@@ -125,8 +128,6 @@ def settle(
     options: PredictOptions,
     compute: Compute,
     hooks: Hooks,
-    *,
-    and_last: bool = False,
 ) -> Setting:
     """Plan what is asked for, after a look at the weights where the method is to be chosen.
 
@@ -136,9 +137,36 @@ def settle(
     record = None
     if options.method == AUTO:
         options, record = choose(subject, options, compute, hooks)
-    return plan_subject(
-        subject, options, memory_bytes=compute.memory_bytes, auto=record, and_last=and_last
-    )
+    return plan_subject(subject, options, memory_bytes=compute.memory_bytes, auto=record)
+
+
+def sweep_run(
+    request: RunRequest,
+    scope: ScopeOptions,
+    options: PredictOptions,
+    sweep_request: SweepRequest,
+    destination: Destination,
+    compute: Compute,
+    hooks: Hooks,
+) -> SweepAnswer:
+    """Choose the size of a prediction by the user's own evaluation, and deliver the best.
+
+    Raises:
+        As `predict_run`.
+    """
+    destination.check(())
+    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+    subject = trajectory_subject(prepared, scope)
+    return sweep(subject, options, sweep_request, destination, compute, hooks)
+
+
+def compare_models(request: CompareRequest, compute: Compute, hooks: Hooks) -> Comparison:
+    """Say how close two models are, in units of the update of the second.
+
+    Raises:
+        SourceError, HeaderError, TrajectoryError, FitError, ResourceError.
+    """
+    return compare(open_models(request), compute, hooks)
 
 
 def repeat_run(

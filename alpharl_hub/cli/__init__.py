@@ -8,12 +8,14 @@ from typing import Any
 
 import click
 
+from alpharl_hub.cli.compare import compare
 from alpharl_hub.cli.demo import demo
 from alpharl_hub.cli.extract import extract
 from alpharl_hub.cli.inspect import inspect
 from alpharl_hub.cli.predict import predict
 from alpharl_hub.cli.push import push
 from alpharl_hub.cli.report import report
+from alpharl_hub.cli.sweep import sweep
 from alpharl_hub.cli.terminal import escape_text
 from alpharl_hub.errors import AlphaRLError
 from alpharl_hub.version import __version__
@@ -58,5 +60,5 @@ def main() -> None:
     """
 
 
-for command in (inspect, report, extract, predict, push, demo):
+for command in (inspect, report, extract, predict, sweep, compare, push, demo):
     main.add_command(command)

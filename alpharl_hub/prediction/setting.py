@@ -106,20 +106,15 @@ def plan_subject(
     *,
     memory_bytes: int | None = None,
     auto: AutoRecord | None = None,
-    and_last: bool = False,
 ) -> Setting:
     """Settle method, goals and plan, without reading any weight.
 
-    `memory_bytes` bounds what may be held of one tensor. `and_last`: the last checkpoint itself is
-    the first goal, before those of the target.
+    `memory_bytes` bounds what may be held of one tensor.
 
     Raises:
         FitError: the method has no answer for this target. ScoreError: no usable scores.
     """
     target = resolved(subject, options)
-    if and_last:
-        goals = (Goal(None, float(subject.steps_T[-1])), *target.goals)
-        target = ResolvedTarget(target.clock, goals, target.notices)
     return plan_target(subject, options, target, memory_bytes=memory_bytes, auto=auto)
 
 

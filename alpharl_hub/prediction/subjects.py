@@ -230,9 +230,9 @@ def _options(method: MethodRecord, where: str) -> PredictOptions:
     ):
         if value not in known:
             raise ManifestError(f"{where}: method.{key} {value!r} is not known to this version")
-    # A sweep chooses among all sizes; only --damping ends at 1.
-    if not 0 < method.damping < math.inf:
-        raise ManifestError(f"{where}: method.damping {method.damping:g} is not above 0")
+    # A sweep chooses among all sizes, 0 included; only --damping lies between 0 and 1.
+    if not 0 <= method.damping < math.inf:
+        raise ManifestError(f"{where}: method.damping {method.damping:g} is below 0")
     by_score = method.target_score is not None
     by_scale = method.scale is not None
     return PredictOptions(

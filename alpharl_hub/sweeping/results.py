@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alpharl_hub.manifest import Notice
+from alpharl_hub.results import PredictedOutput
 
 SCALE = "scale"
 STEP = "step"
@@ -37,3 +38,14 @@ class SweepOutcome:
     last_score: float | None
     lower_is_better: bool
     notices: tuple[Notice, ...]
+
+
+@dataclass(frozen=True)
+class SweepAnswer:
+    """The answer of `sweep`; `logs` is the folder that holds the log of every evaluation."""
+
+    schema: int
+    sweep: SweepOutcome
+    output: PredictedOutput
+    logs: str
+    warnings: tuple[Notice, ...]
