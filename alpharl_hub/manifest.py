@@ -90,6 +90,7 @@ class MethodRecord:
     keep_residual: bool | None = None
     times: tuple[float, ...] | None = None
     target_time: float | None = None
+    as_adapter: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,11 @@ class VersionsRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole document; `kind` is "model" (of predict) or "factors" (of extract)."""
+    """The whole document; `kind` is "model" (of predict) or "factors" (of extract).
+
+    `rank` is the method's; of an adapter the largest of its updates', and `tensors` are then those
+    of the base that it changes.
+    """
 
     schema: int
     kind: str

@@ -45,6 +45,11 @@ class ScopedTensor:
         return self.excluded_because is None
 
     @property
+    def is_update(self) -> bool:
+        """Whether the checkpoints hold what is added to the base's, in factors."""
+        return any(isinstance(ref, LowRankRef) for ref in self.history or ())
+
+    @property
     def is_left_out(self) -> bool:
         """Whether it would be a matrix in scope but for --include and --exclude."""
         return self.excluded_because in _LEFT_OUT
@@ -151,7 +156,7 @@ def _scoped(
             return ScopedTensor(ref.name, ref, base_ref, None, gap)
         refs.append(found)
     for contents, other in zip((base, *history), (base_ref, *refs), strict=True):
-        if _has_grown(ref, other):
+        if history[-1].adapter is None and _has_grown(ref, other):
             return ScopedTensor(ref.name, ref, None, None, "more rows than before")
         _require_same_shape(ref, other, contents, history[-1])
         if other.dtype not in FLOATING:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import alpharl_hub
+from alpharl_hub.cli import main
 
 PACKAGE = "alpharl_hub"
 ROOT = Path(alpharl_hub.__file__).parent
@@ -46,7 +47,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("numerics", "methods", "tensor_bytes", "windows.reader", "windows.devices"),
         *("base_check", "prediction.predict", "prediction.setting", "prediction.deltas"),
         *("prediction.survey", "prediction.window_work"),
-        *("reporting.analysis", "reporting.comparison", "reporting.extraction"),
+        *("reporting.analysis", "reporting.extraction", "sweeping.mixing", "backtesting"),
         *("output.factor_files", "output.adapter_files"),
         *("cli.running", "demo.task"),
     ),
@@ -266,5 +267,5 @@ def test_import_and_help_are_light() -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    for command in ("inspect", "report", "extract", "predict", "push", "demo"):
+    for command in main.commands:
         assert f"Usage: -c {command}" in ended.stdout

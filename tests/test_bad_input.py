@@ -318,7 +318,7 @@ CASES = {
         "./two --base ./base",
         ("checkpoint-{step} (2 steps), step_{step} (2", "such as ./two/checkpoint-{step}"),
     ),
-    "repo per step": Case("lab/run-step-{step} --base ./base", ("a repo per step", "download")),
+    "repo per step": Case("lab/run-step-{step} --base ./base", ("lab/run-step-{step}",)),
     "two numbers": Case("lab/run@a{step}/{step} --base ./base", ("stands more than once",)),
     "parent folder": Case("lab/run/../run --base ./base", ("`..` has no place",)),
     "hidden parent folder": Case("lab/run@a%2F..%2Fb --base ./base", ("`..` has no place",)),

@@ -138,7 +138,7 @@ def test_a_commit_for_every_step(
     assert (report.code, report.stderr) == (0, "")
     assert "4 checkpoints, steps 10 to 40" in report.stdout
     screen = commands.run("inspect", "lab/saves")
-    assert "commits Training in progress, step {step}: 4 checkpoints" in screen.stdout
+    assert "commits titled Training in progress, step {step}: 4 checkpoints" in screen.stdout
     output = tmp_path / "out"
     assert predict(commands, output, "lab/saves") == local_digest
     # What is pushed later is not read when the same prediction is made again.

@@ -69,14 +69,16 @@ def _front_matter(
 ) -> str:
     run, base = run_repo(manifest.run), manifest.run.base_model
     on_hub = base is not None and is_hub_id(base)
+    is_adapter = manifest.method is not None and manifest.method.as_adapter is True
+    relation = "adapter" if is_adapter else "finetune"
     tags = [*TAGS, *([run] if run is not None and is_hub_id(run) else [])]
     data = ModelCardData(
         base_model=base if on_hub else None,
-        base_model_relation="finetune" if on_hub else None,
+        base_model_relation=relation if on_hub else None,
         license=license_.identifiers[0],
         license_name=license_.name,
         license_link=license_.link,
-        library_name="transformers",
+        library_name="peft" if is_adapter else "transformers",
         pipeline_tag="text-generation",
         language=_one_or_list(tuple(filter(_LANGUAGE.fullmatch, texts(run_card.get("language"))))),
         datasets=_one_or_list(tuple(filter(is_hub_id, texts(run_card.get("datasets"))))),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from urllib.parse import quote
 
+from alpharl_hub.card.adapter_page import how_to_load_adapter
 from alpharl_hub.card.licenses import LicenseChoice
 from alpharl_hub.card.limits import bibtex, limits
 from alpharl_hub.card.markdown import ABSENT, code, fenced, link, number, one_line, prose, table
@@ -23,6 +24,7 @@ from alpharl_hub.manifest import (
     Manifest,
     MethodRecord,
     RunRecord,
+    SweepRecord,
     TensorRecord,
     TrustRecord,
 )
@@ -61,11 +63,12 @@ def page(manifest: Manifest, facts: CardFacts, license_: LicenseChoice) -> str:
     assert manifest.method is not None, "a manifest of a model names its method"
     parts = [
         f"# {prose(facts.model_name)}",
-        _headline(manifest.run, manifest.method),
+        _headline(manifest),
         _how_to_load(manifest, facts),
         _how_it_was_made(manifest, manifest.method),
         "## Can it be trusted?\n\n" + _trust(manifest.trust),
         _auto(manifest.auto),
+        _sweep(manifest.sweep),
         _fit(manifest.tensors),
         _rounding(manifest),
         _files(manifest, facts),
@@ -91,9 +94,14 @@ def _record_label(record: CheckpointRecord) -> str:
     return link(code(record.source), record.source)
 
 
-def _headline(run: RunRecord, method: MethodRecord) -> str:
+def _headline(manifest: Manifest) -> str:
+    run, method = manifest.run, manifest.method
+    assert method is not None, "a manifest of a model names its method"
     start = f"This is the RL run {_run_label(run)}, which started from {_record_label(run.base)},"
-    return f"{start} {_how_far(run, method)}; **predicted, not evaluated**."
+    standing = "predicted, not evaluated"
+    if manifest.sweep is not None:
+        standing = "its size was chosen by the scores below, and it is not evaluated beyond them"
+    return f"{start} {_how_far(run, method)}; **{standing}**."
 
 
 def _how_far(run: RunRecord, method: MethodRecord) -> str:
@@ -125,6 +133,9 @@ def example_place(name: str, branch: str) -> tuple[str, str]:
 
 def _how_to_load(manifest: Manifest, facts: CardFacts) -> str:
     has_tokenizer = _has_tokenizer(manifest)
+    if _is_adapter(manifest):
+        place = example_place(facts.model_name, facts.branch)
+        return how_to_load_adapter(manifest, place, has_tokenizer)
     classes = "AutoModelForCausalLM, AutoTokenizer" if has_tokenizer else "AutoModelForCausalLM"
     lines = [
         f"from transformers import {classes}",
@@ -144,6 +155,10 @@ def _how_to_load(manifest: Manifest, facts: CardFacts) -> str:
     return text
 
 
+def _is_adapter(manifest: Manifest) -> bool:
+    return manifest.method is not None and manifest.method.as_adapter is True
+
+
 def _has_tokenizer(manifest: Manifest) -> bool:
     return any(name in _TOKENIZER_FILES for name in manifest.copied_files)
 
@@ -155,6 +170,7 @@ def _listed(names: list[str]) -> str:
 def _how_it_was_made(manifest: Manifest, method: MethodRecord) -> str:
     actions = Counter(tensor.action for tensor in manifest.tensors)
     done = [f"{count} {_ACTIONS.get(action, action)}" for action, count in actions.items()]
+    changed = " that the adapter changes" if _is_adapter(manifest) else ""
     return "\n\n".join(
         (
             "## How it was made",
@@ -162,14 +178,18 @@ def _how_it_was_made(manifest: Manifest, method: MethodRecord) -> str:
             f"already written, by the method `{one_line(method.name)}` of "
             f"[{prose(method.paper)}]({quote(method.url, safe=':/')}), with alpharl-hub "
             f"{prose(manifest.versions.alpharl_hub)} and torch {prose(manifest.versions.torch)}.",
-            "\n".join(f"- {line}" for line in _parameters(method)),
-            f"Of {len(manifest.tensors)} tensors: {'; '.join(done)}.",
+            "\n".join(f"- {line}" for line in _parameters(manifest, method)),
+            f"Of {len(manifest.tensors)} tensors{changed}: {'; '.join(done)}.",
             _checkpoint_table(manifest.run),
         )
     )
 
 
-def _parameters(method: MethodRecord) -> list[str]:
+def _parameters(manifest: Manifest, method: MethodRecord) -> list[str]:
+    stored = method.dtype or "the last checkpoint stores it"
+    if method.as_adapter:
+        dtypes = ", ".join(dict.fromkeys(tensor.dtype for tensor in manifest.tensors))
+        stored = f"a LoRA adapter, {dtypes}"
     given: list[tuple[str, object]] = [
         ("target step", None if method.name in LOOKING_BACK else method.target_step),
         ("target score", method.target_score),
@@ -182,7 +202,7 @@ def _parameters(method: MethodRecord) -> list[str]:
         ("anchored at the", method.anchor),
         ("damping" if method.damping <= 1 else "size", method.damping),
         ("tensors out of the method's scope from", method.others),
-        ("stored as", method.dtype or "the last checkpoint stores it"),
+        ("stored as", stored),
     ]
     return [f"{label}: {_value(value)}" for label, value in given if value is not None]
 
@@ -267,6 +287,24 @@ def _auto(auto: AutoRecord | None) -> str:
     return "## How far: chosen by the tool\n\n" + "\n".join(lines)
 
 
+def _sweep(sweep: SweepRecord | None) -> str:
+    """Show the scores that the size was chosen by."""
+    if sweep is None:
+        return ""
+    rows = []
+    for value, score in sorted(zip(sweep.values, sweep.scores, strict=True)):
+        remarks = ["**this model**"] if value == sweep.best_value else []
+        remarks += ["the last observed checkpoint"] if value == sweep.last_value else []
+        rows.append([number(value, "g"), number(score), ", ".join(remarks)])
+    better = "lower is better" if sweep.lower_is_better else "higher is better"
+    return (
+        "## Size: chosen by a score\n\nWhoever made this model scored candidates of several "
+        f"{sweep.axis}s with an evaluation of their own ({better}) and kept the best. The best of "
+        "several looks better than it is: measure it on other problems.\n\n"
+        + table([sweep.axis, "score", ""], rows)
+    )
+
+
 def _fit(tensors: tuple[TensorRecord, ...]) -> str:
     seen = [tensor for tensor in tensors if tensor.sigma is not None]
     if not seen:
@@ -347,7 +385,7 @@ def _files(manifest: Manifest, facts: CardFacts) -> str:
     source = "base" if facts.files_from_base else "last observed checkpoint"
     names = list(manifest.copied_files)
     listed = f"Copied from the {source}: {_listed(names)}." if names else "No other files."
-    if manifest.method is not None and manifest.method.dtype is not None:
+    if manifest.method is not None and manifest.method.dtype and not _is_adapter(manifest):
         listed += " `config.json` was changed to name the dtype."
     tokenizer = (
         f"The tokenizer is the one stored with the {source}."

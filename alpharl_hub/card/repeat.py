@@ -78,6 +78,8 @@ def _command(place: str, run: RunRecord, method: MethodRecord) -> str:
         words.append("--keep-residual")
     elif method.rescale is False:
         words.append("--no-rescale")
+    if method.as_adapter:
+        words.append("--as-adapter")
     if run.keep_repeats:
         words.append("--keep-repeats")
     return shlex.join([*words, "-o", "predicted"])

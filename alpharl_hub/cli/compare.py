@@ -27,7 +27,8 @@ def compare(first: str, second: str, as_json: bool, **options: Any) -> None:
     |A - B| / |B - C|: 0 is B itself, and 1 is no closer than the base.
 
     \b
-    alpharl-hub compare ./predicted ORG/RUN@step_240 --base ORG/BASE
+    alpharl-hub compare ./olmo-2000 allenai/Olmo-3-7B-RL-Zero-Math --base allenai/Olmo-3-1025-7B
+    alpharl-hub compare ./grpo-500 ./runs/grpo/checkpoint-500 --base ./base --json
     """
     from alpharl_hub.pipeline import compare_models
     from alpharl_hub.reporting.comparison import CompareRequest

@@ -8,7 +8,7 @@ import click
 
 from alpharl_hub.cli.inspect_screen import print_inspection
 from alpharl_hub.cli.options import compute_options, output_options, run_options
-from alpharl_hub.cli.predict_options import predict_options
+from alpharl_hub.cli.predict_options import as_adapter_option, predict_options
 from alpharl_hub.cli.requests import (
     compute_request,
     next_command,
@@ -23,6 +23,7 @@ from alpharl_hub.cli.terminal import data_console
 @click.command()
 @click.argument("run")
 @run_options
+@as_adapter_option
 @predict_options
 @compute_options
 @output_options

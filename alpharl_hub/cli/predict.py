@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
-from alpharl_hub.cli.predict_options import REPEATED_OPTIONS, predict_options, refuse_given
+from alpharl_hub.cli.predict_options import (
+    REPEATED_OPTIONS,
+    as_adapter_option,
+    predict_options,
+    refuse_given,
+)
 from alpharl_hub.cli.push_options import push_options
 from alpharl_hub.cli.requests import (
     check_predict_arguments,
@@ -37,6 +42,7 @@ from alpharl_hub.cli.running import print_json, running, show_auto, show_notices
     help="Repeat the run of an alpharl.json (local runs: name RUN and --base too).",
 )
 @click.option("--license", "license_id", metavar="ID", help="License that the card states.")
+@as_adapter_option
 @predict_options
 @run_options
 @push_options

@@ -53,6 +53,11 @@ class StepList(click.ParamType):  # type: ignore[type-arg]
 
 def predict_options(command: Command) -> Command:
     """Add target, method and what surrounds the method."""
+    return target_options(method_options(surrounding_options(command)))
+
+
+def target_options(command: Command) -> Command:
+    """Add what says how far."""
     return add_options(
         (
             click.option(
@@ -69,6 +74,15 @@ def predict_options(command: Command) -> Command:
                 show_default=True,
                 help="How to extrapolate; auto looks first how far that is safe.",
             ),
+        ),
+        command,
+    )
+
+
+def method_options(command: Command) -> Command:
+    """Add what some of the methods take."""
+    return add_options(
+        (
             click.option(
                 "--rank",
                 type=click.IntRange(min=1),
@@ -92,6 +106,15 @@ def predict_options(command: Command) -> Command:
                 type=FitLast(),
                 help="Fit only the last 5 checkpoints, or those of the last 50% of the steps.",
             ),
+        ),
+        command,
+    )
+
+
+def surrounding_options(command: Command) -> Command:
+    """Add what follows every method."""
+    return add_options(
+        (
             click.option(
                 "--anchor",
                 type=click.Choice(["base", "last"]),
@@ -128,7 +151,16 @@ def predict_options(command: Command) -> Command:
     )
 
 
+as_adapter_option = click.option(
+    "--as-adapter",
+    is_flag=True,
+    help="Write a LoRA adapter instead of a model, where the prediction has a low rank.",
+)
+"""What `predict` and `inspect` take beside the others."""
+
+
 REPEATED_OPTIONS = (
+    "as_adapter",
     "target_step",
     "target_score",
     "method",

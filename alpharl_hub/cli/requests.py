@@ -85,6 +85,7 @@ def prediction_options(options: Mapping[str, Any]) -> PredictOptions:
     from alpharl_hub.prediction.targets import TargetOptions
 
     check_method_options(options)
+    as_adapter = options.get("as_adapter", False)
     return PredictOptions(
         method=options["method"],
         target=TargetOptions(options["target_step"], options["target_score"], options["scale"]),
@@ -94,9 +95,10 @@ def prediction_options(options: Mapping[str, Any]) -> PredictOptions:
         fit_last=options["fit_last"],
         anchor=options["anchor"],
         damping=options["damping"],
-        others=options["others"],
+        others=options["others"] if is_given("others") or not as_adapter else None,
         dtype=options["dtype"],
         force=options["force"],
+        as_adapter=as_adapter,
     )
 
 

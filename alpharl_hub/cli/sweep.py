@@ -69,8 +69,7 @@ def sweep(
 
     \b
     alpharl-hub sweep ./runs/grpo --base ./base --evaluate 'python score.py {model}' -o best
-    alpharl-hub sweep me/run --evaluate 'lm_eval --model hf --model_args pretrained={model}
-        --tasks gsm8k --output_path {out}' --score-json 'results_*.json:results.gsm8k.exact_match'
+    alpharl-hub sweep me/run --evaluate './eval.sh {model} {out}' --score-json 'r.json:acc' -o best
     """
     from alpharl_hub.cli.sweep_screen import print_failure, print_sweep
     from alpharl_hub.pipeline import sweep_run

@@ -8,9 +8,11 @@ fp32 unless another dtype is asked for.
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,7 +20,8 @@ from torch import Tensor
 
 from alpharl_hub import strict_json
 from alpharl_hub.numerics.low_rank import LowRank
-from alpharl_hub.output.shards import OutputFile, OutputTensor, lay_out
+from alpharl_hub.output.shards import OutputFile, OutputTensor, ShardWriter, lay_out
+from alpharl_hub.safetensors_header import PREFIX_NUM_BYTES, header_num_bytes, parse_header
 from alpharl_hub.sources.adapters import ADAPTER_FILE
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import LowRankRef
@@ -27,6 +30,7 @@ Layout = Literal["linear", "conv1d", "embedding"]
 """How a layer stores its weight: (out, in), (in, out), or a row per token."""
 
 _PREFIX = "base_model.model."
+_FACTORS_STEM = "factors-"
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,53 @@ def make_adapter(
     return AdapterFiles(text.encode(), lay_out(ADAPTER_FILE, outputs, {"format": "pt"}), tensors)
 
 
+def write_factors(folder: Path, index: int, updates: Mapping[str, LowRank]) -> None:
+    """Write the factors that one window gave, in their dtype; on the disk when this returns.
+
+    Raises:
+        WriteError: the disk refuses.
+    """
+    codes = {torch_dtype: code for code, torch_dtype in TORCH_DTYPES.items()}
+    tensors = {}
+    for name, update in updates.items():
+        tensors[f"{name}.left"] = update.left_MR.cpu().contiguous()
+        tensors[f"{name}.right"] = update.right_RN.cpu().contiguous()
+    outputs = [OutputTensor(n, codes[t.dtype], tuple(t.shape)) for n, t in tensors.items()]
+    file = lay_out(f"{_FACTORS_STEM}{index}.safetensors", outputs, {})
+    writer = ShardWriter(folder, [file])
+    try:
+        writer.open()
+        for ref in file.tensors:
+            writer.write(file.filename, ref.start, memory_of(tensors[ref.name]))
+        writer.complete(file.filename)
+    finally:
+        writer.close()
+
+
+def read_factors(folder: Path, index: int) -> Mapping[str, LowRank]:
+    """Read what `write_factors` wrote, widened to fp32."""
+    tensors = map_tensors(folder / f"{_FACTORS_STEM}{index}.safetensors")
+    names = [name.removesuffix(".left") for name in tensors if name.endswith(".left")]
+    return {n: LowRank(tensors[f"{n}.left"].float(), tensors[f"{n}.right"].float()) for n in names}
+
+
+def map_tensors(path: Path) -> Mapping[str, Tensor]:
+    """Return the tensors of a file of ours without reading them: pages come when they are used."""
+    with path.open("rb") as file:
+        # Private: torch would warn of a tensor that cannot be written to.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    length = header_num_bytes(mapped[:PREFIX_NUM_BYTES], len(mapped), str(path))
+    header = parse_header(
+        mapped[PREFIX_NUM_BYTES : PREFIX_NUM_BYTES + length], len(mapped), str(path)
+    )
+    return {
+        ref.name: torch.frombuffer(
+            mapped, dtype=TORCH_DTYPES[ref.dtype], count=ref.num_elements, offset=ref.start
+        ).view(ref.shape)
+        for ref in header.tensors
+    }
+
+
 def _factors(found: AdapterUpdate) -> dict[str, Tensor]:
     """The two factors under peft's names: A is (R, in), B is (out, R)."""
     left_MR, right_RN = found.update.left_MR, found.update.right_RN
@@ -138,7 +189,7 @@ def _config(
     incoming = origin.config or {}
     usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else 1
     unusual = {module: rank for module, rank in ranks.items() if rank != usual}
-    saved = incoming.get("modules_to_save")
+    saved = _saved_modules(incoming.get("modules_to_save"), [origin.prefix + n for n in full])
     biases = [name for name in full if name.endswith(".bias")]
     if origin.config is None:
         saved = sorted({origin.prefix + n.rpartition(".")[0] for n in full if n not in biases})
@@ -158,10 +209,16 @@ def _config(
         "rank_pattern": unusual,
         "revision": origin.revision,
         "target_modules": _targets(ranks, origin),
-        "task_type": incoming.get("task_type", "CAUSAL_LM"),
+        "task_type": incoming.get("task_type") or "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": False,
     }
+
+
+def _saved_modules(named: object, full: Sequence[str]) -> list[str]:
+    """Of the modules that a run saved whole, those that this adapter holds too."""
+    modules = named if isinstance(named, list) else []
+    return [m for m in modules if any(f".{m}." in f".{name}" for name in full)]
 
 
 def _targets(ranks: Mapping[str, int], origin: AdapterOrigin) -> list[str]:

@@ -19,7 +19,7 @@ from alpharl_hub.numerics.horizon import Decision, Evidence, decide
 from alpharl_hub.numerics.score_course import ScoreEvidence
 from alpharl_hub.prediction.deltas import dense_weights, origin_of
 from alpharl_hub.prediction.records import pool_trust
-from alpharl_hub.prediction.setting import PredictOptions, Subject, resolved
+from alpharl_hub.prediction.setting import PredictOptions, Subject, check_adapter, resolved
 from alpharl_hub.prediction.targets import TargetOptions, Times
 from alpharl_hub.preparation import nearest_middle
 from alpharl_hub.scope import ScopedTensor
@@ -73,6 +73,8 @@ def choose(
     """
     if subject.factors is not None:
         raise FitError("a folder of factors holds rank-1 parts: --method alpharl, or name the run")
+    if options.as_adapter:
+        check_adapter(subject, planned_for(subject, options))
     asked = _asked(subject, options)
     middle = nearest_middle(subject.steps_T)
     trust = read_direction(subject, middle, compute, hooks)

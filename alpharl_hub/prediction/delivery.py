@@ -6,13 +6,14 @@ too; what makes the model appear (a rename, a commit) comes last.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alpharl_hub import strict_json
 from alpharl_hub.errors import PushError
+from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.output.folder import (
     check_disk,
     check_output,
@@ -21,8 +22,9 @@ from alpharl_hub.output.folder import (
     write_file,
 )
 from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
-from alpharl_hub.output.shards import ShardWriter, make_index
+from alpharl_hub.output.shards import OutputFile, ShardWriter, make_index
 from alpharl_hub.prediction.planning import PredictionPlan
+from alpharl_hub.prediction.window_work import PartResult, Recipe, WindowPredictor
 from alpharl_hub.push.model_upload import (
     DEFAULT_BRANCH,
     HubAccess,
@@ -32,8 +34,13 @@ from alpharl_hub.push.model_upload import (
     PushResult,
     UploadedShard,
 )
+from alpharl_hub.sources.adapters import ADAPTER_FILE
 from alpharl_hub.sources.contents import INDEX_FILE, SINGLE_FILE
+from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.plan import Window
+
+Worker = Callable[[WindowReads, str], tuple[PartResult, ...]]
+"""Does one window on one device."""
 
 
 @dataclass(frozen=True)
@@ -101,26 +108,34 @@ class Lane:
     destination: Destination
 
 
-class _LaneDelivery:
-    """One model while it is made: its writer, and what happens to finished shards."""
+class LaneDelivery:
+    """One model while it is made: its writer, and what happens to finished shards.
+
+    It is put together in `folder` below the work folder's result.
+    """
 
     def __init__(
-        self, lane: Lane, upload: ModelUpload | None, plan: PredictionPlan, journal: Journal
+        self,
+        lane: Lane,
+        upload: ModelUpload | None,
+        files: Sequence[OutputFile],
+        journal: Journal,
+        folder: str = "",
     ) -> None:
         self._lane = lane
         self._upload = upload
-        self._plan = plan
+        self._files = files
         self._journal = journal
-        self._result = journal.folder / RESULT_FOLDER / lane.name
+        self._result = journal.folder / RESULT_FOLDER / folder / lane.name
         # The journal outlives the folder of a lane only when that was moved to its name.
         has_windows = any(key.startswith("window ") for key in journal.results)
         self._is_published = has_windows and not self._result.is_dir()
         gone = {filename for filename in self._filenames() if self._is_uploaded(filename)}
-        files = [] if self._is_published else [f for f in plan.files if f.filename not in gone]
+        files = [] if self._is_published else [f for f in files if f.filename not in gone]
         self.writer = ShardWriter(self._result, files)
 
     def _filenames(self) -> list[str]:
-        return [file.filename for file in self._plan.files]
+        return [file.filename for file in self._files]
 
     def _key(self, filename: str) -> str:
         return f"shard {self._lane.name}/{filename}" if self._lane.name else f"shard {filename}"
@@ -132,7 +147,7 @@ class _LaneDelivery:
         """Create what is not there yet."""
         if self._is_published:
             return
-        self._result.mkdir(exist_ok=True)
+        self._result.mkdir(exist_ok=True, parents=True)
         self.writer.open()
 
     def shard_done(self, filename: str) -> None:
@@ -149,8 +164,8 @@ class _LaneDelivery:
     def finish(self, files: Mapping[str, bytes]) -> PushResult | None:
         """Add the small files, push, and move the folder to its name."""
         small = dict(files)
-        if any(file.filename != SINGLE_FILE for file in self._plan.files):
-            small[INDEX_FILE] = make_index(self._plan.files)
+        if any(file.filename not in (SINGLE_FILE, ADAPTER_FILE) for file in self._files):
+            small[INDEX_FILE] = make_index(self._files)
         pushed = None
         if self._upload is not None:
             pushed = self._upload.finish(self._uploaded(), small)
@@ -180,11 +195,15 @@ class Delivery:
         self.journal = journal
         self._plan = plan
         self._lanes = [
-            _LaneDelivery(lane, upload, plan, journal)
+            LaneDelivery(lane, upload, plan.files, journal)
             for lane, upload in zip(lanes, uploads, strict=True)
         ]
         self.writers = [lane.writer for lane in self._lanes]
         self._missing = self._count_missing()
+
+    def worker(self, trajectory: Trajectory, recipe: Recipe) -> Worker:
+        """Return what does the windows."""
+        return WindowPredictor(trajectory, recipe, self.writers)
 
     def _count_missing(self) -> dict[str, int]:
         """Count, for each shard, the windows that are still to be done."""
@@ -239,10 +258,8 @@ def open_delivery(
         WriteError: another process works there, or it holds another run.
         ResourceError: the disk is too small. PushError: the push could not end well.
     """
-    if not (work / RESULT_FOLDER).exists():
-        check_disk(work, sum(_needed_bytes(lane.destination, plan) for lane in lanes))
-    pushes = [lane.destination.push for lane in lanes]
-    uploads = [push.begin(private_inputs) if push is not None else None for push in pushes]
+    needed_bytes = sum(_needed_bytes(lane.destination, plan) for lane in lanes)
+    uploads = begin_uploads(lanes, private_inputs, needed_bytes, work)
     with open_journal(work, identity) as journal:
         delivery = Delivery(lanes, uploads, plan, journal)
         try:
@@ -250,6 +267,20 @@ def open_delivery(
             yield delivery
         finally:
             delivery.close()
+
+
+def begin_uploads(
+    lanes: Sequence[Lane], private_inputs: bool, needed_bytes: int, work: Path
+) -> list[ModelUpload | None]:
+    """Check disk and Hub before anything is read; returns the uploads of the lanes.
+
+    Raises:
+        ResourceError: the disk is too small. PushError: the push could not end well.
+    """
+    if not (work / RESULT_FOLDER).exists():
+        check_disk(work, needed_bytes)
+    pushes = [lane.destination.push for lane in lanes]
+    return [push.begin(private_inputs) if push is not None else None for push in pushes]
 
 
 def _needed_bytes(destination: Destination, plan: PredictionPlan) -> int:

@@ -13,7 +13,7 @@ from alpharl_hub.output.model_files import CopiedFile, copied_files
 from alpharl_hub.output.shards import OutputFile, OutputTensor, lay_out
 from alpharl_hub.scope import Scope, ScopedTensor
 from alpharl_hub.sources.remembering import RememberingStore
-from alpharl_hub.trajectory import CheckpointContents, LowRankRef, TensorRef
+from alpharl_hub.trajectory import CheckpointContents, TensorRef
 from alpharl_hub.windows.plan import (
     BASE,
     COPIED,
@@ -64,7 +64,7 @@ class Decider:
         probe = tensor.is_matrix and self.middle is not None
         positions: set[int] = set()
         if action == COPIED:
-            positions = {self.last_position}
+            positions = {self.last_position, *((BASE,) if tensor.is_update else ())}
         elif action == FROM_BASE:
             positions = {BASE}
         else:
@@ -84,7 +84,7 @@ class Decider:
         """Whether all deltas of a tensor are needed together and do not fit into memory."""
         if not isinstance(self.method, Relex) or self._action(tensor) != PREDICTED:
             return False
-        if any(isinstance(ref, LowRankRef) for ref in tensor.history or ()):
+        if tensor.is_update:
             return False
         held_bytes = 4 * tensor.last.num_elements * self.method.num_deltas_held
         return held_bytes > self.max_held_bytes
@@ -182,24 +182,41 @@ def plan_prediction(
     """
     last = history[-1]
     files = output_files(layout_of(base, last), dtype)
-    tensors = {tensor.name: tensor for tensor in scope.tensors}
+    copied = copied_files(last, base, dtype)
+    num_bytes = sum(file.num_bytes for file in files)
+    return plan_files(files, scope.tensors, history, decider, copied, num_bytes)
+
+
+def plan_files(
+    files: Sequence[OutputFile],
+    scoped: Sequence[ScopedTensor],
+    history: Sequence[CheckpointContents],
+    decider: Decider,
+    copied: tuple[CopiedFile, ...],
+    weight_bytes: int,
+) -> PredictionPlan:
+    """Plan the windows that fill these files, whose weights will have so many bytes.
+
+    Raises:
+        FitError: nothing would be predicted.
+    """
+    tensors = {tensor.name: tensor for tensor in scoped}
     windows = plan_windows(files, tensors, decider, decider.method.num_deltas_held)
-    surveyed = [tensor for tensor in scope.tensors if decider.is_surveyed(tensor)]
+    surveyed = [tensor for tensor in scoped if decider.is_surveyed(tensor)]
     survey = plan_survey(surveyed, decider.method.observed, RUN_ELEMENTS)
     if not any(part.action == PREDICTED for window in windows for part in window.parts):
         raise FitError("no tensor is in the method's scope; see inspect, and --include")
-    copied = copied_files(last, base, dtype)
     read_bytes, requests = map(sum, zip(read_cost(survey), read_cost(windows), strict=True))
     read_bytes += _only_sampled_bytes(history, windows)
     small_bytes = sum(file.stored.num_bytes for file in copied)
     return PredictionPlan(
-        files=files,
+        files=tuple(files),
         survey=survey,
         windows=windows,
         copied=copied,
         read_bytes=read_bytes,
         requests=requests + 2 * len(copied),
-        output_bytes=sum(file.num_bytes for file in files) + small_bytes,
+        output_bytes=weight_bytes + small_bytes,
         num_deltas_held=decider.method.num_deltas_held,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from alpharl_hub.card.make import CardFacts, make_card
 from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, SCHEMA, Manifest, VersionsRecord
 from alpharl_hub.numerics.direction import Trust
 from alpharl_hub.output.journal import DEFAULT_PARENT
+from alpharl_hub.prediction.adapter_delivery import AdapterDelivery, open_adapter_delivery
 from alpharl_hub.prediction.delivery import (
     Delivery,
     Destination,
@@ -33,7 +35,7 @@ from alpharl_hub.prediction.records import (
 )
 from alpharl_hub.prediction.setting import Setting, method_record
 from alpharl_hub.prediction.survey import survey
-from alpharl_hub.prediction.window_work import PartResult, WindowPredictor
+from alpharl_hub.prediction.window_work import PartResult
 from alpharl_hub.push.model_upload import DEFAULT_BRANCH
 from alpharl_hub.results import PredictedOutput, Prediction
 from alpharl_hub.sources.contents import card_text
@@ -63,9 +65,8 @@ def predict(
     known_by = identity(setting, versions)
     work = work_folder(destination, default_work_folder(known_by))
     lanes = destination.lanes([goal.step for goal in setting.target.goals])
-    private = setting.subject.run.private
     outputs = []
-    with open_delivery(lanes, private, plan, known_by, work) as delivery:
+    with _open(setting, lanes, known_by, work) as delivery:
         results = _stream(setting, delivery, workers, hooks)
         manifests = [make_manifest(setting, versions, results, i) for i in range(len(lanes))]
         for number, (lane, manifest) in enumerate(zip(lanes, manifests, strict=True)):
@@ -75,8 +76,22 @@ def predict(
     return Prediction(SCHEMA, tuple(outputs), manifests[-1].trust, warnings, setting.auto)
 
 
+def _open(
+    setting: Setting, lanes: Sequence[Lane], known_by: Mapping[str, object], work: Path
+) -> AbstractContextManager[Delivery | AdapterDelivery]:
+    subject, plan = setting.subject, setting.plan
+    private = subject.run.private
+    if setting.options.as_adapter:
+        return open_adapter_delivery(lanes, private, plan, subject.trajectory, known_by, work)
+    return open_delivery(lanes, private, plan, known_by, work)
+
+
 def _finish(
-    setting: Setting, delivery: Delivery, number: int, lane: Lane, small: Mapping[str, bytes]
+    setting: Setting,
+    delivery: Delivery | AdapterDelivery,
+    number: int,
+    lane: Lane,
+    small: Mapping[str, bytes],
 ) -> PredictedOutput:
     pushed = delivery.finish(number, small)
     folder = lane.destination.folder
@@ -101,7 +116,7 @@ def small_files(
 
 
 def _stream(
-    setting: Setting, delivery: Delivery, workers: Workers, hooks: Hooks
+    setting: Setting, delivery: Delivery | AdapterDelivery, workers: Workers, hooks: Hooks
 ) -> list[PartResult]:
     trajectory, plan = setting.subject.trajectory, setting.plan
     reading = Reading(workers.devices, hooks)
@@ -112,7 +127,7 @@ def _stream(
     by_window = stream(
         trajectory,
         plan.windows,
-        WindowPredictor(trajectory, recipe, delivery.writers),
+        delivery.worker(trajectory, recipe),
         main_reading,
         PartResult,
         delivery.journal,
@@ -127,7 +142,7 @@ def identity(setting: Setting, versions: VersionsRecord) -> Mapping[str, object]
         "versions": strict_json.to_plain(versions),
         "run": strict_json.to_plain(setting.subject.run),
         "method": strict_json.to_plain(method_record(setting, None)),
-        "steps": [goal.step for goal in setting.target.goals],
+        "target_steps": [goal.step for goal in setting.target.goals],
         "windows": hashlib.sha256(repr(setting.plan.windows).encode()).hexdigest(),
     }
 
@@ -153,7 +168,7 @@ def make_manifest(
         versions=versions,
         run=subject.run,
         method=method_record(setting, goal),
-        rank=method_record(setting, goal).rank,
+        rank=_rank(setting, results, number),
         trust=trust,
         rounding=rounding,
         tensors=tensors,
@@ -166,6 +181,13 @@ def make_manifest(
         ),
         auto=setting.auto,
     )
+
+
+def _rank(setting: Setting, results: Sequence[PartResult], number: int) -> int | None:
+    """Return the largest rank of an adapter's updates; of a model, the rank of its method."""
+    if setting.options.as_adapter:
+        return max((result.ranks[number] for result in results if result.ranks), default=0)
+    return method_record(setting, None).rank
 
 
 def default_work_folder(plan_identity: Mapping[str, object]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,6 +13,7 @@ from alpharl_hub.methods import AUTO, METHODS, Clock, Method, MethodOptions, Pre
 from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.output.factor_files import FactorFolder
 from alpharl_hub.output.model_files import described_by, dtype_notice
+from alpharl_hub.prediction.adapter_planning import AdapterWish, plan_adapter, require_low_rank
 from alpharl_hub.prediction.planning import (
     DTYPES,
     MAX_HELD_BYTES,
@@ -38,7 +39,9 @@ from alpharl_hub.trajectory import CheckpointContents, Trajectory
 class PredictOptions:
     """How to predict; the fields are the options of the command line.
 
-    `method` is one of METHODS or AUTO. `anchor` is base or last; `others` last, base or linear;
+    `method` is one of METHODS or AUTO. `anchor` is base or last; `others` last, base or linear, or
+    None for what `as_adapter` allows: base for runs of whole models, else last. `as_adapter` writes
+    the update as a LoRA adapter.
     `dtype` float32, float16, bfloat16 or None (as the last checkpoint has it). `force` goes on
     where AUTO would keep the last checkpoint.
     """
@@ -51,9 +54,10 @@ class PredictOptions:
     fit_last: int | float | None = None
     anchor: str = "base"
     damping: float = 1.0
-    others: str = "last"
+    others: str | None = "last"
     dtype: str | None = None
     force: bool = False
+    as_adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,13 +145,16 @@ def plan_target(
     Raises:
         FitError: the method has no answer.
     """
+    options = replace(options, others=settled_others(subject, options))
+    if options.as_adapter:
+        check_adapter(subject, options)
     method = make_method(options.method, target.clock, method_options(options))
     others = _others_method(subject, options)
     last_position = len(subject.trajectory.history) - 1
     decider = Decider(
         method=method,
         others=others,
-        others_option=options.others,
+        others_option=settled_others(subject, options),
         last_position=last_position,
         middle=subject.middle,
         factorised=frozenset(subject.factors.names()) if subject.factors else None,
@@ -155,12 +162,19 @@ def plan_target(
     )
     dtype = DTYPES[options.dtype] if options.dtype else None
     trajectory = subject.trajectory
-    plan = plan_prediction(subject.scope, trajectory.base, trajectory.history, decider, dtype)
+    if options.as_adapter:
+        plan = plan_adapter(subject.scope, trajectory, decider, options.rank, dtype)
+    else:
+        plan = plan_prediction(subject.scope, trajectory.base, trajectory.history, decider, dtype)
     layout = layout_of(trajectory.base, subject.last)
     notices = (
         *subject.notices,
         *target.notices,
-        *(() if dtype else dtype_notice(described_by(layout, trajectory.base), layout.dtype)),
+        *(
+            ()
+            if dtype or options.as_adapter
+            else dtype_notice(described_by(layout, trajectory.base), layout.dtype)
+        ),
     )
     recipe = Recipe(
         method=method,
@@ -174,6 +188,29 @@ def plan_target(
         last_position=last_position,
     )
     return Setting(subject, options, target, recipe, plan, notices, auto)
+
+
+def settled_others(subject: Subject, options: PredictOptions) -> str:
+    """Return where tensors out of scope come from, where that was left open."""
+    if options.others is not None:
+        return options.others
+    return "base" if options.as_adapter and subject.last.adapter is None else "last"
+
+
+def check_adapter(subject: Subject, options: PredictOptions) -> None:
+    """Refuse to write as an adapter what has full rank.
+
+    Raises:
+        FitError: names the rank that would be needed.
+    """
+    wish = AdapterWish(
+        method=options.method,
+        keep_residual=options.keep_residual,
+        anchor=options.anchor,
+        damping=options.damping,
+        others=settled_others(subject, options),
+    )
+    require_low_rank(subject.scope, subject.last.adapter is not None, wish)
 
 
 def method_options(options: PredictOptions) -> MethodOptions:
@@ -231,10 +268,11 @@ def method_record(setting: Setting, goal: Goal | None) -> MethodRecord:
         fit_last=None if options.fit_last is None else repr(options.fit_last),
         anchor=options.anchor,
         damping=options.damping,
-        others=options.others,
+        others=settled_others(setting.subject, options),
         dtype=options.dtype,
         rank=options.rank if "rank" in known else None,
         keep_residual=options.keep_residual if "keep_residual" in known else None,
         times=clock.times_T,
         target_time=None if goal is None or clock.times_T is None else goal.response,
+        as_adapter=options.as_adapter or None,
     )

@@ -129,7 +129,7 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
         raise ManifestError(f"{path}: the manifest of {manifest.kind}, not of a predicted model")
     run = manifest.run
     _check_steps(run, str(path))
-    wanted = _options(manifest.method, str(path))
+    wanted = _options(manifest.method, str(path), is_swept=manifest.sweep is not None)
     base, start, history = _open(run, run.checkpoints, request, _by_step(run, request))
     options = ScopeOptions(run.include, run.exclude, force=True)
     prepared = prepare(_trajectory(run, base, history, start), options, stop_on_wrong_base=False)
@@ -221,7 +221,7 @@ def _scores(run: RunRecord) -> tuple[float, ...] | None:
     return tuple(found) if len(found) == len(run.checkpoints) else None
 
 
-def _options(method: MethodRecord, where: str) -> PredictOptions:
+def _options(method: MethodRecord, where: str, is_swept: bool) -> PredictOptions:
     for key, value, known in (
         ("name", method.name, METHODS),
         ("anchor", method.anchor, ANCHORS),
@@ -230,9 +230,10 @@ def _options(method: MethodRecord, where: str) -> PredictOptions:
     ):
         if value not in known:
             raise ManifestError(f"{where}: method.{key} {value!r} is not known to this version")
-    # A sweep chooses among all sizes, 0 included; only --damping lies between 0 and 1.
-    if not 0 <= method.damping < math.inf:
-        raise ManifestError(f"{where}: method.damping {method.damping:g} is below 0")
+    # A sweep chooses among all sizes; 0 is the last checkpoint.
+    is_size = is_swept and 0 <= method.damping < math.inf
+    if not (is_size or 0 < method.damping <= 1):
+        raise ManifestError(f"{where}: method.damping {method.damping:g} is not above 0 up to 1")
     by_score = method.target_score is not None
     by_scale = method.scale is not None
     return PredictOptions(
@@ -251,6 +252,7 @@ def _options(method: MethodRecord, where: str) -> PredictOptions:
         damping=method.damping,
         others=method.others,
         dtype=method.dtype,
+        as_adapter=method.as_adapter is True,
     )
 
 

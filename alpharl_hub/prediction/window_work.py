@@ -23,7 +23,7 @@ from alpharl_hub.numerics.low_rank import LowRank
 from alpharl_hub.output.shards import ShardWriter
 from alpharl_hub.prediction.deltas import Origin, delta_of, dense_weights, require_finite
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
-from alpharl_hub.trajectory import Trajectory
+from alpharl_hub.trajectory import LowRankRef, Trajectory
 from alpharl_hub.windows.plan import (
     BASE,
     COPIED,
@@ -41,7 +41,10 @@ RESIDUAL = "residual"
 
 @dataclass(frozen=True)
 class PartResult:
-    """What became of one part of a tensor; kept in the journal. One rounding for each goal."""
+    """What became of one part of a tensor; kept in the journal. One rounding for each goal.
+
+    `ranks`: of an update that is written as factors, its rank for each goal.
+    """
 
     name: str
     tensor: str
@@ -50,6 +53,7 @@ class PartResult:
     quality: MatrixQuality | None
     roundings: tuple[Rounding | None, ...]
     direction: DirectionSums | None
+    ranks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Recipe:
     surveyed: Mapping[str, Callable[[], TensorFit]] = field(default_factory=dict)
 
 
-class _PartState:
+class PartState:
     """One part while its checkpoints stream by."""
 
     def __init__(self, part: Part, recipe: Recipe, labels: Sequence[str]) -> None:
@@ -109,14 +113,15 @@ class _PartState:
         if position in self._kept():
             self.stored[position] = stored
         if self.fit is not None and position in self.observed:
-            origin = Origin(self.stored[BASE][0], self.stored.get(START))
-            self.fit.observe(delta_of(self.part, position, stored, origin, scratch, self.labels))
+            self.fit.observe(self._delta(position, stored, scratch))
 
     def _kept(self) -> frozenset[int]:
         kept = {BASE, START, self.recipe.last_position}
         return frozenset(kept | {self.recipe.middle} if self.part.probe else kept)
 
     def _weights(self, position: int) -> Tensor:
+        if not isinstance(self.part.reads[position], LowRankRef):
+            return self.stored[position][0]
         origin = Origin(self.stored[BASE][0], self.stored.get(START))
         return dense_weights(self.part, position, self.stored[position], origin)
 
@@ -147,18 +152,34 @@ class _PartState:
     ) -> tuple[Tensor, Rounding | None]:
         if aim.response is None:
             return last.to(dtype).reshape(-1), None
-        predictor, recipe = self.predictor(), self.recipe
-        is_other = self.part.action == LINEAR
-        delta_hat = predictor.predict_delta(aim.others_step if is_other else aim.response)
-        at_last: Tensor | LowRank | None = None
-        if recipe.anchor == RESIDUAL and not is_other:
-            assert isinstance(predictor, AlphaRLFit | AlphaRLPredictor)
-            at_last = predictor.kept_part()
-        elif recipe.anchor == "last" and not is_other:
-            at_last = predictor.predict_delta(recipe.last)
+        delta_hat, at_last = self.deltas_at(aim)
         return self._add_up(
             _dense(delta_hat), None if at_last is None else _dense(at_last), last, dtype
         )
+
+    def deltas_at(self, aim: Aim) -> tuple[Tensor | LowRank, Tensor | LowRank | None]:
+        """Return the update at an aim, and what of the last update it replaces (None: all)."""
+        assert aim.response is not None, "the last checkpoint itself is not predicted"
+        predictor, recipe = self.predictor(), self.recipe
+        if self.part.action == LINEAR:
+            return predictor.predict_delta(aim.others_step), None
+        delta_hat = predictor.predict_delta(aim.response)
+        if recipe.anchor == RESIDUAL:
+            assert isinstance(predictor, AlphaRLFit | AlphaRLPredictor)
+            return delta_hat, predictor.kept_part()
+        return delta_hat, predictor.predict_delta(recipe.last) if recipe.anchor == "last" else None
+
+    def last_delta(self) -> Tensor | LowRank:
+        """Return the update of the last checkpoint."""
+        position = self.recipe.last_position
+        scratch = torch.empty(self.part.num_elements, device=self.stored[BASE][0].device)
+        return self._delta(position, self.stored[position], scratch)
+
+    def _delta(
+        self, position: int, stored: tuple[Tensor, ...], scratch: Tensor
+    ) -> Tensor | LowRank:
+        origin = Origin(self.stored[BASE][0], self.stored.get(START))
+        return delta_of(self.part, position, stored, origin, scratch, self.labels)
 
     def _add_up(
         self, delta_hat: Tensor, at_last: Tensor | None, last: Tensor, dtype: torch.dtype
@@ -194,15 +215,41 @@ class _PartState:
         return self.predictor().quality()
 
     def _copy(self, position: int, dtype: torch.dtype) -> Tensor:
-        stored = self.stored[position][0]
+        stored = self._weights(position)
         if not stored.is_floating_point():
             return stored
         require_finite(stored, {self.labels[position]: stored}, self.part)
         return stored if stored.dtype == dtype else cast(stored, dtype, self.part.name)
 
+    def result(self, roundings: Sequence[Rounding | None]) -> PartResult:
+        """Say what became of this part."""
+        part = self.part
+        return PartResult(
+            name=part.name,
+            tensor=part.tensor,
+            shape=part.shape,
+            action=part.action,
+            quality=self.quality(),
+            roundings=tuple(roundings),
+            direction=self.direction(),
+        )
+
 
 def _dense(delta: Tensor | LowRank) -> Tensor:
     return delta.dense() if isinstance(delta, LowRank) else delta
+
+
+def observe_window(
+    reads: WindowReads, recipe: Recipe, labels: Sequence[str], device: str
+) -> list[PartState]:
+    """Let the checkpoints of a window stream by; returns its parts, ready to predict."""
+    states = [PartState(part, recipe, labels) for part in reads.window.parts]
+    largest = max(part.num_elements for part in reads.window.parts)
+    scratch = torch.empty(largest, dtype=torch.float32, device=device)
+    for position, stored in reads.readings:
+        for place, tensors in stored.items():
+            states[place].see(position, tensors, scratch)
+    return states
 
 
 class WindowPredictor:
@@ -220,13 +267,7 @@ class WindowPredictor:
 
     def __call__(self, reads: WindowReads, device: str) -> tuple[PartResult, ...]:
         """Do one window on one device; its bytes are on the disk when this returns."""
-        states = [_PartState(part, self._recipe, self._labels) for part in reads.window.parts]
-        largest = max(part.num_elements for part in reads.window.parts)
-        scratch = torch.empty(largest, dtype=torch.float32, device=device)
-        for position, stored in reads.readings:
-            for place, tensors in stored.items():
-                states[place].see(position, tensors, scratch)
-        del scratch, stored
+        states = observe_window(reads, self._recipe, self._labels, device)
         results = []
         while states:
             results.append(self._finish(states.pop(0)))
@@ -236,7 +277,7 @@ class WindowPredictor:
             writer.sync(filename)
         return tuple(results)
 
-    def _finish(self, state: _PartState) -> PartResult:
+    def _finish(self, state: PartState) -> PartResult:
         part = state.part
         assert part.output is not None
         dtype = TORCH_DTYPES.get(part.output.dtype, torch.uint8)
@@ -245,12 +286,4 @@ class WindowPredictor:
             host = tensor.to("cpu").contiguous()
             writer.write(part.output.filename, part.output.start, memory_of(host))
             roundings.append(rounding)
-        return PartResult(
-            name=part.name,
-            tensor=part.tensor,
-            shape=part.shape,
-            action=part.action,
-            quality=state.quality(),
-            roundings=tuple(roundings),
-            direction=state.direction(),
-        )
+        return state.result(roundings)

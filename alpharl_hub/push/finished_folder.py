@@ -14,6 +14,12 @@ from pathlib import Path
 from alpharl_hub import safetensors_header, strict_json
 from alpharl_hub.errors import ManifestError, PushError
 from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, Manifest, read_manifest
+from alpharl_hub.sources.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    adapter_tensors,
+    parse_settings,
+)
 from alpharl_hub.sources.contents import INDEX_FILE, SINGLE_FILE
 from alpharl_hub.trajectory import TensorRef
 
@@ -43,7 +49,7 @@ def read_finished_folder(folder: Path) -> FinishedFolder:
     Raises:
         ManifestError: alpharl.json is missing, unreadable, of factors, or names what it must not.
         PushError: a file is missing, incomplete, or not what alpharl.json describes.
-        HeaderError: a weight file that is damaged.
+        HeaderError: a weight file that is damaged. TrajectoryError: an adapter that is none.
     """
     path = folder / MANIFEST_NAME
     if not _is_regular(path):
@@ -56,6 +62,8 @@ def read_finished_folder(folder: Path) -> FinishedFolder:
         if not is_plain_name(name) or WEIGHTS.search(name):
             raise ManifestError(f"{path}: {name!r} is no file that predict copies; nothing is sent")
         others[name] = _present(folder, name)
+    if manifest.method is not None and manifest.method.as_adapter:
+        return _finished_adapter(folder, manifest, others)
     index = folder / INDEX_FILE
     if index.exists() or index.is_symlink():
         filenames = _read_index(folder)
@@ -65,6 +73,23 @@ def read_finished_folder(folder: Path) -> FinishedFolder:
     weights = tuple(_present(folder, name) for name in sorted(filenames))
     _check_tensors(manifest, {path.name: _tensors(path) for path in weights}, others)
     return FinishedFolder(manifest, weights, others)
+
+
+def _finished_adapter(folder: Path, manifest: Manifest, others: dict[str, Path]) -> FinishedFolder:
+    """Take an adapter and its config, after a look whether they change what the manifest says."""
+    weights = _present(folder, ADAPTER_FILE)
+    others[ADAPTER_CONFIG] = _present(folder, ADAPTER_CONFIG)
+    config = strict_json.parse(others[ADAPTER_CONFIG].read_bytes(), str(others[ADAPTER_CONFIG]))
+    settings = parse_settings(config if isinstance(config, dict) else {}, str(folder))
+    refs = adapter_tensors(_tensors(weights), settings, str(weights))
+    recorded = {t.name: (t.dtype, sorted(t.shape)) for t in manifest.tensors}
+    # The model's name may have a component in front that the base's files lack.
+    named = {n if n in recorded else n.partition(".")[2]: ref for n, ref in refs.items()}
+    if {n: (ref.dtype, sorted(ref.shape)) for n, ref in named.items()} != recorded:
+        raise PushError(
+            f"{folder}: the adapter does not change what {MANIFEST_NAME} describes; predict again"
+        )
+    return FinishedFolder(manifest, (weights,), others)
 
 
 def is_plain_name(name: str) -> bool:

@@ -22,6 +22,7 @@ from alpharl_hub.errors import ManifestError, PushError
 from alpharl_hub.manifest import MANIFEST_NAME, read_manifest
 from alpharl_hub.push.finished_folder import CARD_NAME, WEIGHTS, read_finished_folder
 from alpharl_hub.push.hub_target import HubTarget, RemoteFile, RepoState, UnsureError, UploadedShard
+from alpharl_hub.sources.adapters import ADAPTER_CONFIG
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.strict_json import MAX_DOCUMENT_BYTES
 
@@ -186,7 +187,7 @@ class ModelUpload:
             for name, file in sorted(self._old_files.items())
             if not file.is_folder
             and name not in names
-            and (WEIGHTS.search(name) or _STALE_COMPANIONS.match(name))
+            and (WEIGHTS.search(name) or _STALE_COMPANIONS.match(name) or _is_stale(name, names))
         )
 
     def finish(
@@ -277,6 +278,11 @@ def push_folder(
     others: dict[str, bytes | Path] = {**finished.others}
     others[CARD_NAME] = with_place(card, repo, options.branch).encode()
     return upload.finish(uploaded, others)
+
+
+def _is_stale(name: str, names: Collection[str]) -> bool:
+    """An adapter's repo is no model: with an older model's config it would look like one."""
+    return name == "config.json" and ADAPTER_CONFIG in names
 
 
 def _check_names(repo: str, branch: str) -> None:

@@ -1,0 +1,1 @@
+"""Does this run extrapolate? Fit on its early checkpoints, predict later ones that exist."""

@@ -1,0 +1,161 @@
+"""Backtest a run, top to bottom: choose windows, read every matrix once, test, judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alpharl_hub.backtesting.candidates import Design, Timed, choose_methods
+from alpharl_hub.backtesting.cases import FitWindow, plan_windows, require_truths
+from alpharl_hub.backtesting.clocks import read_clock
+from alpharl_hub.backtesting.readings import judge_tests, read_direction, read_truths
+from alpharl_hub.backtesting.results import Backtest, WindowDirection, WindowTest
+from alpharl_hub.backtesting.sums import Sums, add_sums
+from alpharl_hub.backtesting.window_work import WindowBacktester
+from alpharl_hub.preparation import Prepared, nearest_middle
+from alpharl_hub.reporting.report import QUICK_LAYERS, sample_layers
+from alpharl_hub.results import SCHEMA
+from alpharl_hub.scope import ScopedTensor, count_matrices
+from alpharl_hub.trajectory import LowRankRef, Trajectory
+from alpharl_hub.windows.devices import choose_devices, fit_workers
+from alpharl_hub.windows.plan import (
+    MIN_WINDOW_BYTES,
+    WINDOW_BYTES,
+    Window,
+    group_by_bytes,
+    plan_analysis,
+)
+from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+
+
+@dataclass(frozen=True)
+class BacktestOptions:
+    """How to backtest; the fields are the options of the command line.
+
+    `fit_until` are steps or shares; `methods` names out of `candidates.CHOICES` (all when empty);
+    `truths` are (name, step) of checkpoints that are predicted and never fitted; `quick` reads a
+    sample of layers.
+    """
+
+    fit_until: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    truths: tuple[tuple[str, int], ...] = ()
+    quick: bool = False
+
+
+def backtest(
+    prepared: Prepared, options: BacktestOptions, compute: Compute, hooks: Hooks
+) -> Backtest:
+    """Test all methods on a run in one reading.
+
+    Raises:
+        TrajectoryError: windows or truths that the run cannot serve. FitError: an unknown method.
+        ResourceError: memory does not suffice; told before anything is read.
+        SourceError, FitError: something cannot be read, or holds NaN.
+    """
+    trajectory = prepared.trajectory
+    matrices = prepared.scope.matrices
+    chosen = sample_layers(matrices, QUICK_LAYERS) if options.quick else matrices
+    tests, now = _test(trajectory, chosen, options, compute, hooks)
+    return Backtest(
+        schema=SCHEMA,
+        steps=trajectory.steps_T,
+        truth_steps=_truth_steps(options),
+        sampled=len(chosen) < len(matrices),
+        num_matrices=count_matrices(chosen),
+        num_matrices_in_run=count_matrices(matrices),
+        score_name=trajectory.scores.name if trajectory.scores else None,
+        verdict=judge_tests(tests, now),
+        now=now,
+        windows=tests,
+        scored=None,
+        warnings=prepared.notices,
+    )
+
+
+def _truth_steps(options: BacktestOptions) -> tuple[int, ...]:
+    return tuple(sorted(step for _, step in options.truths))
+
+
+def _test(
+    trajectory: Trajectory,
+    matrices: Sequence[ScopedTensor],
+    options: BacktestOptions,
+    compute: Compute,
+    hooks: Hooks,
+) -> tuple[tuple[WindowTest, ...], WindowDirection]:
+    """Return the tests of every window, and the direction of the whole run."""
+    steps_T, truth_steps = trajectory.steps_T, _truth_steps(options)
+    require_truths(options.truths, steps_T, [c.step for c in trajectory.listed if c.step])
+    windows = plan_windows(steps_T, truth_steps, options.fit_until)
+    whole = FitWindow(tuple(t for t, s in enumerate(steps_T) if s not in truth_steps), ())
+    clocks = [_timed(trajectory, window) for window in windows]
+    methods = choose_methods(options.methods)
+    design = Design(steps_T, windows, methods, [timed for timed, _ in clocks])
+    sums = _read(trajectory, matrices, design, (*windows, whole), compute, hooks)
+    tests = tuple(
+        WindowTest(
+            direction=read_direction(trajectory, sums, number, window),
+            clock=words,
+            truths=read_truths(trajectory, sums, design, number),
+        )
+        for number, (window, (_, words)) in enumerate(zip(windows, clocks, strict=True))
+    )
+    return tests, read_direction(trajectory, sums, len(windows), whole)
+
+
+def _read(
+    trajectory: Trajectory,
+    matrices: Sequence[ScopedTensor],
+    design: Design,
+    windows: Sequence[FitWindow],
+    compute: Compute,
+    hooks: Hooks,
+) -> Sums:
+    """Read every matrix at all its checkpoints, which are held together."""
+    steps_T = trajectory.steps_T
+    middles = [w.fitted[nearest_middle([steps_T[t] for t in w.fitted])] for w in windows]
+    read = _windows_to_read(matrices, len(steps_T))
+    workers = fit_workers(
+        read, choose_devices(compute.devices), _num_deltas_held(read), 0, compute.memory_bytes
+    )
+    work = WindowBacktester(trajectory, design, windows, middles)
+    found = stream(trajectory, read, work, Reading(workers.devices, hooks), Sums)
+    return add_sums([sums for index in sorted(found) for sums in found[index]])
+
+
+def _windows_to_read(matrices: Sequence[ScopedTensor], num_steps: int) -> tuple[Window, ...]:
+    """Cut the matrices into small windows: a window is held at all steps."""
+    parts = [part for window in plan_analysis(matrices) for part in window.parts]
+    window_bytes = max(MIN_WINDOW_BYTES, WINDOW_BYTES // max(1, num_steps // 2))
+    return tuple(Window(i, group) for i, group in enumerate(group_by_bytes(parts, window_bytes)))
+
+
+def _num_deltas_held(windows: Sequence[Window]) -> int:
+    """Return how many fp32 copies the readings of a window amount to, at the most.
+
+    One more stands for the smallest entries and their indices: 64 bytes for each of 2 %.
+    """
+    most = 0.0
+    for window in windows:
+        entries = sum(part.num_elements for part in window.parts)
+        stored = sum(ref.num_bytes for p in window.positions for _, ref in window.reads_at(p))
+        # Merged adapters are kept in fp32 where they have no factors (DoRA).
+        merged = sum(
+            part.num_elements
+            for part in window.parts
+            for ref in part.reads.values()
+            if isinstance(ref, LowRankRef) and ref.magnitude is not None
+        )
+        most = max(most, (stored + 4 * merged) / (4 * entries))
+    return 2 + int(most)
+
+
+def _timed(trajectory: Trajectory, window: FitWindow) -> tuple[Timed | None, str]:
+    """Return the clock that auto would have had at the end of a window, and what it is."""
+    clock, words = read_clock(trajectory.history[window.last])
+    if clock is None:
+        return None, words
+    fitted = tuple(clock.time(trajectory.steps_T[t]) for t in window.fitted)
+    truths = tuple(clock.time(trajectory.steps_T[t]) for t in window.truths)
+    return Timed(fitted, truths), words

@@ -1,0 +1,275 @@
+"""Backtests: every error and cosine against float64, and verdicts of runs whose course is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backtest_runs import (
+    SHAPES,
+    STEPS,
+    Course,
+    backtest_command,
+    bending,
+    bf16_spacing,
+    distance,
+    save,
+    smallest,
+    straight,
+    turning_at,
+    write,
+)
+from lora_models import merged_weights, write_adapters, write_base
+from trajectories import as_float64, load_model, succeed, write_checkpoint
+
+from alpharl_hub.backtesting.candidates import CHOICES
+
+Matrices = Sequence[tuple[np.ndarray, Sequence[np.ndarray]]]
+
+
+def answer(*arguments: str | Path) -> dict[str, Any]:
+    """Backtest and read its JSON."""
+    result = backtest_command(*arguments, "--json", "-q")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def matrices_of(arguments: Sequence[str], steps: Sequence[int] = STEPS) -> Matrices:
+    """Base and checkpoints of every matrix of a run as they are stored."""
+    base = load_model(Path(arguments[2]))
+    models = [load_model(Path(arguments[0]) / f"step_{step}") for step in steps]
+    return [(as_float64(base[name]), [as_float64(m[name]) for m in models]) for name in SHAPES]
+
+
+def cell(found: dict[str, Any], last: int, truth: int, method: str) -> dict[str, Any]:
+    """One method's test."""
+    (test,) = [m for m in truth_of(found, last, truth)["methods"] if m["method"] == method]
+    return dict(test)
+
+
+def truth_of(found: dict[str, Any], last: int, step: int) -> dict[str, Any]:
+    """One truth of one window."""
+    (window,) = [w for w in found["windows"] if w["direction"]["last_step"] == last]
+    (truth,) = [t for t in window["truths"] if t["step"] == step]
+    return dict(truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_errors_and_cosines_are_those_of_the_dense_predictions(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """All methods, on uneven steps, over all entries and over the smallest 2 %."""
+    run = write(tmp_path, bending, dtype, noise=1e-5)
+    found = answer(*run, "--fit-until", "50", "--fit-until", "64")
+    matrices = matrices_of(run)
+    assert [w["direction"]["last_step"] for w in found["windows"]] == [50, 64]
+    for last, truth in ((50, 100), (64, 80), (64, 100)):
+        fitted = range(STEPS.index(last) + 1)
+        share = truth_of(found, last, truth)["share_of_entries"]
+        assert share == pytest.approx(0.02, rel=1e-3)
+        assert [m["method"] for m in truth_of(found, last, truth)["methods"]] == list(CHOICES)
+        for method in CHOICES:
+            test = cell(found, last, truth, method)
+            for key, part in (("all_entries", None), ("resolved", 0.02)):
+                error, cosine = distance(method, matrices, STEPS, fitted, STEPS.index(truth), part)
+                near = 1e-3 if method == "alpharl" else 1e-5
+                assert test[key]["error"] == pytest.approx(error, rel=near), (method, key)
+                if method == "last":
+                    assert test[key]["cosine"] is None
+                else:
+                    assert test[key]["cosine"] == pytest.approx(cosine, abs=near), (method, key)
+
+
+def test_the_last_checkpoint_has_error_one(tmp_path: Path) -> None:
+    """That is what 1 means, and nothing but rounding can lie between."""
+    found = answer(*write(tmp_path, bending, torch.bfloat16), "--methods", "linear")
+    for window in found["windows"]:
+        for truth in window["truths"]:
+            names = [m["method"] for m in truth["methods"]]
+            assert names == ["last", "linear", "auto"]
+            assert truth["methods"][0]["all_entries"]["error"] == pytest.approx(1, rel=1e-12)
+
+
+def test_fewer_entries_are_read_where_rounding_is_coarse(tmp_path: Path) -> None:
+    """The share is halved until rounding is under a tenth of the change; then, never too few."""
+    run = write(tmp_path, straight, torch.bfloat16, size=1.5e-7)
+    found = answer(*run, "--fit-until", "50", "--methods", "auto")
+    matrices = matrices_of(run)
+    seen = set()
+    for step in (64, 80, 100):
+        truth = truth_of(found, 50, step)
+        last, there = STEPS.index(50), STEPS.index(step)
+
+        def floor(share: float, last: int = last, there: int = there) -> float:
+            spacing = moved = 0.0
+            for base, weights in matrices:
+                chosen = smallest(base, share)
+                a, b = weights[last].ravel()[chosen], weights[there].ravel()[chosen]
+                spacing += float(np.sum(bf16_spacing(a) ** 2 + bf16_spacing(b) ** 2))
+                moved += float(np.sum((a - b) ** 2))
+            return float(np.sqrt(spacing / 12 / moved))
+
+        # Half a percent of 454,000 are under 4000.
+        wanted = next((share for share in (0.02, 0.01) if floor(share) <= 0.1), None)
+        seen.add(wanted)
+        if wanted is None:
+            assert truth["share_of_entries"] is None
+            assert truth["methods"][-1]["resolved"] == {"error": None, "cosine": None}
+            assert truth["methods"][-1]["all_entries"]["error"] is not None
+        else:
+            assert truth["share_of_entries"] == pytest.approx(wanted, rel=1e-3)
+            assert truth["floor"] == pytest.approx(floor(wanted), rel=1e-6)
+    assert seen == {None, 0.01, 0.02}
+
+
+def test_the_direction_is_that_of_report_on_a_run_that_ends_there(tmp_path: Path) -> None:
+    """Cosines, share and cap of a window are those of the same run cut at its last step."""
+    run = write(tmp_path, bending, torch.bfloat16, noise=1e-5)
+    found = answer(*run, "--fit-until", "36", "--fit-until", "70%", "--methods", "auto")
+    for window in (*found["windows"], {"direction": found["now"]}):
+        direction = window["direction"]
+        cut = ["--until", str(direction["last_step"]), "--json", "-q"]
+        trust = json.loads(succeed("report", *run, *cut).stdout)["summary"]["trust"]
+        for key in ("cosine", "cosine_all_entries", "share_of_entries", "floor", "cap"):
+            assert direction[key] == pytest.approx(trust[key], rel=1e-6), key
+        assert direction["middle_step"] == trust["middle_step"]
+        assert direction["auto_ratio"] == pytest.approx(
+            trust["cap"] if direction["num_checkpoints"] >= 4 and trust["cap"] >= 1.05 else 1
+        )
+
+
+def test_predict_itself_writes_what_was_tested(tmp_path: Path) -> None:
+    """The model that `predict` makes of the cut run is as far from the truth as the table says."""
+    run = write(tmp_path, bending, noise=1e-5)
+    found = answer(*run, "--fit-until", "50", "--methods", "alpharl,relex")
+    base, truth = load_model(Path(run[2])), load_model(Path(run[0]) / "step_100")
+    last = load_model(Path(run[0]) / "step_50")
+    for method in ("alpharl", "relex"):
+        output = tmp_path / method
+        cut = ["--until", "50", "--target-step", "100", "--method", method, "-o", str(output)]
+        succeed("predict", *run, *cut)
+        made = load_model(output)
+        error = sum(float((made[n].double() - truth[n]).square().sum()) for n in SHAPES)
+        move = sum(float((last[n].double() - truth[n]).square().sum()) for n in SHAPES)
+        assert set(made) == set(base)
+        wanted = (error / move) ** 0.5
+        assert cell(found, 50, 100, method)["all_entries"]["error"] == pytest.approx(
+            wanted, rel=1e-5
+        )
+
+
+def test_a_lora_run_reads_as_its_merged_weights(tmp_path: Path) -> None:
+    """Adapters, and the whole models that peft merges from them, have the same errors."""
+    base = write_base(tmp_path / "base")
+    steps = (2, 5, 9, 12, 20)
+    folders = [tmp_path / "lora" / f"step_{step}" for step in steps]
+    write_adapters(base, folders, size=2e-4)
+    for folder in folders:
+        config = json.loads((base / "config.json").read_text())
+        weights = merged_weights(base, folder)
+        write_checkpoint(tmp_path / "merged" / folder.name, weights, config=config)
+    tests = [
+        answer(tmp_path / kind, "--base", base, "--fit-until", "12")["windows"][0]["truths"][0]
+        for kind in ("lora", "merged")
+    ]
+    for adapted, merged in zip(tests[0]["methods"], tests[1]["methods"], strict=True):
+        assert adapted["method"] == merged["method"]
+        near = 1e-2 if merged["method"] == "alpharl" else 1e-4
+        error = merged["all_entries"]["error"]
+        assert adapted["all_entries"]["error"] == pytest.approx(error, rel=near)
+
+
+@pytest.mark.parametrize(
+    ("course", "noise", "code"),
+    [(straight, 2e-5, "safe"), (turning_at(50), 5e-6, "keep"), (bending, 5e-6, "safe")],
+    ids=["line with noise", "turns at half", "bends"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_verdicts(
+    tmp_path: Path, course: Course, noise: float, code: str, dtype: torch.dtype
+) -> None:
+    """A run that goes on is safe, one that turns is not, whatever it is stored in."""
+    found = answer(*write(tmp_path, course, dtype, noise), "--methods", "auto")
+    assert found["verdict"]["code"] == code, found["verdict"]
+    if code == "safe":
+        assert 1.5 < found["verdict"]["horizon"] <= 2.5
+        assert found["verdict"]["sentence"].startswith("Extrapolating to ")
+    else:
+        assert found["verdict"]["horizon"] == 1
+        assert found["verdict"]["sentence"].startswith("Keep the last checkpoint: ")
+
+
+def test_a_plateau_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    """Weights that stopped at half and only shake there since gain nothing ahead."""
+    run = write(tmp_path, lambda step: (min(step, 45.0),), torch.bfloat16, noise=2e-5)
+    found = answer(*run, "--methods", "auto")
+    assert found["verdict"]["code"] == "keep"
+    assert "farther" in found["verdict"]["sentence"]
+    assert found["now"]["auto_ratio"] == 1
+
+
+def test_what_rounding_hides_is_unknown(tmp_path: Path) -> None:
+    """An update too small for bf16 gives no verdict, and no number that could mislead."""
+    found = answer(*write(tmp_path, straight, torch.bfloat16, size=2e-8), "--methods", "auto")
+    assert found["verdict"]["code"] == "unknown"
+    assert found["verdict"]["tested_ratio"] is None
+    for window in found["windows"]:
+        assert all(truth["floor"] is None for truth in window["truths"])
+
+
+def test_a_truth_is_predicted_and_never_fitted(tmp_path: Path) -> None:
+    """A wild checkpoint named as truth changes no fit, and stands in every window's table."""
+    run = write(tmp_path, bending)
+    wild = Path(run[0]) / "wild"
+    base = load_model(Path(run[2]))
+    model = load_model(Path(run[0]) / "step_50")
+    source = torch.Generator().manual_seed(1)
+    for name in SHAPES:
+        model[name] += 1e-4 * torch.randn(base[name].shape, generator=source)
+    wild.mkdir()
+    save(wild, {name: tensor.contiguous() for name, tensor in model.items()})
+    (wild / "config.json").write_text((Path(run[2]) / "config.json").read_text())
+    plain = answer(*run, "--fit-until", "36", "--fit-until", "64")
+    found = answer(*run, "--fit-until", "36", "--fit-until", "64", "--truth", "wild=45")
+    assert found["truth_steps"] == [45]
+    for last in (36, 64):
+        for method in CHOICES:
+            for key in ("all_entries", "resolved"):
+                test, same = (cell(f, last, 100, method)[key] for f in (found, plain))
+                assert test["error"] == pytest.approx(same["error"], rel=1e-8), method
+    assert found["now"]["cosine"] == pytest.approx(plain["now"]["cosine"], rel=1e-8)
+    assert found["now"]["num_checkpoints"] == len(STEPS)
+    fitted, weights = range(4), [as_float64(model[name]) for name in SHAPES]
+    matrices = [
+        (start, [*stored[:4], there])
+        for (start, stored), there in zip(matrices_of(run), weights, strict=True)
+    ]
+    error, _ = distance("ols", matrices, (*STEPS[:4], 45), fitted, 4)
+    found_error = cell(found, 36, 45, "ols")["all_entries"]["error"]
+    assert found_error == pytest.approx(error, rel=1e-5)
+
+
+def test_scores_are_shown_and_bound_the_horizon(tmp_path: Path) -> None:
+    """Window ends and truths carry their scores; scores that have peaked keep the last one."""
+    run = write(tmp_path, straight, noise=5e-6)
+    scores = tmp_path / "scores.csv"
+    values = dict(zip((0, *STEPS), (0.1, 0.3, 0.45, 0.6, 0.62, 0.63, 0.6, 0.5, 0.4), strict=True))
+    scores.write_text("step,score\n" + "".join(f"{s},{v}\n" for s, v in values.items()))
+    found = answer(*run, "--methods", "auto", "--scores", scores)
+    assert found["score_name"] == "score"
+    for window in found["windows"]:
+        assert window["direction"]["score"] == values[window["direction"]["last_step"]]
+        assert [t["score"] for t in window["truths"]] == [
+            values[t["step"]] for t in window["truths"]
+        ]
+    assert found["verdict"]["code"] == "keep"
+    assert "the scores have peaked" in found["verdict"]["sentence"]
+    assert answer(*run, "--methods", "auto")["verdict"]["code"] == "safe"
