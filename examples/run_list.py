@@ -5,7 +5,7 @@
     python examples/run_list.py --out other_seeds --seed-offset 100
 
 Every run is trained by `train_tiny_grpo.py` into a folder of its own; finished ones are kept. The
-two bases are trained once. The whole list takes about 20 minutes on one CPU core. With a seed
+two bases are trained once. The whole list takes about 25 minutes on one CPU core. With a seed
 offset the same recipes make runs that nothing was tuned on.
 """
 
@@ -76,6 +76,16 @@ RUNS = (
         "healthy_fast",
         "A third rising run: fewer updates of more samples at a higher learning rate.",
         recipe_on(QWEN2, seed=3, updates=120, lr=2e-5, prompts_per_update=32),
+    ),
+    NamedRun(
+        "steady_qwen2",
+        "A rising run with large batches, 32 prompts x 8 samples: its direction hardly turns.",
+        recipe_on(QWEN2, seed=15, updates=160, lr=1.2e-5, prompts_per_update=32),
+    ),
+    NamedRun(
+        "steady_qwen3",
+        "Large batches on the other architecture.",
+        recipe_on(QWEN3, seed=16, updates=160, lr=8e-6, prompts_per_update=32),
     ),
     NamedRun(
         "healthy_bf16",

@@ -16,7 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from trajectories import Run, as_float64, command, digest, fail, load_model, succeed
 
+from alpharl_hub.prediction import setting
 from alpharl_hub.push.finished_folder import read_finished_folder
+from alpharl_hub.windows import plan
 
 ADAPTER = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -96,6 +98,7 @@ def assert_same(run: LoraRun, folder: Path, *options: str) -> Path:
     torch.testing.assert_close(
         logits(load_adapted(run.base, adapter)), said, rtol=0, atol=1e-3 * scale + 1e-6
     )
+    assert read_finished_folder(adapter).weights == (adapter / ADAPTER,)
     return adapter
 
 
@@ -146,6 +149,14 @@ VARIANTS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True},
         {"kind": "gpt2"},
     ),
+    "tied": (
+        {
+            "target_modules": ["q_proj"],
+            "modules_to_save": ["embed_tokens"],
+            "ensure_weight_tying": True,
+        },
+        {"tied": True},
+    ),
     "bf16 base": ({"target_modules": ["q_proj"]}, {"base_dtype": torch.bfloat16}),
 }
 
@@ -167,6 +178,19 @@ def test_whatever_is_trained_goes_into_the_adapter(
 ) -> None:
     """Embeddings, heads, biases and modules that are saved whole, with any --others."""
     assert_same(variant, tmp_path, *options, *TARGET)
+
+
+@pytest.mark.parametrize("method", ["ols", "relex"])
+def test_large_tensors_are_predicted_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """What is stored whole is put together from many windows, read twice where that is needed."""
+    run = write_lora_run(tmp_path, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    whole = predict(run, tmp_path / "whole", "--method", method, *TARGET)
+    monkeypatch.setattr(plan, "WINDOW_BYTES", 256)
+    monkeypatch.setattr(setting, "MAX_HELD_BYTES", 1000)
+    pieces = predict(run, tmp_path / "pieces", "--method", method, *TARGET)
+    assert digest(pieces) == digest(whole)
 
 
 def test_a_start_that_is_not_zero_stays_out(tmp_path: Path) -> None:
@@ -262,6 +286,20 @@ def test_what_the_base_lacks_is_refused(tmp_path: Path) -> None:
     line = fail("predict", *run.arguments("-o", str(tmp_path / "a"), "--as-adapter", *TARGET))
     assert "score.weight" in line
     assert "--as-adapter" in line
+
+
+def test_experts_are_left_to_the_base_or_refused(tmp_path: Path) -> None:
+    """What transformers fuses into one weight has no layer that peft could wrap."""
+    run = write_full_run(tmp_path)
+    name = "model.layers.0.mlp.experts.0.up_proj.weight"
+    for step, folder in zip((0, *STEPS), (run.base, *run.folders), strict=True):
+        path = folder / "model.safetensors"
+        expert = torch.eye(16) + 1e-4 * step * torch.ones(16, 16)
+        save_file({**load_file(path), name: expert}, path, {"format": "pt"})
+    words = ("--as-adapter", *TARGET)
+    assert name in fail("predict", *run.arguments("-o", str(tmp_path / "a"), *words))
+    adapter = predict(run, tmp_path / "a", "--exclude", "experts", *TARGET)
+    assert not any("experts" in key for key in load_file(adapter / ADAPTER))
 
 
 def test_factors_are_stored_as_asked(run: LoraRun, tmp_path: Path) -> None:

@@ -273,3 +273,70 @@ def test_scores_are_shown_and_bound_the_horizon(tmp_path: Path) -> None:
     assert found["verdict"]["code"] == "keep"
     assert "the scores have peaked" in found["verdict"]["sentence"]
     assert answer(*run, "--methods", "auto")["verdict"]["code"] == "safe"
+
+
+def test_auto_is_tested_on_the_clock_that_it_would_run_on(tmp_path: Path) -> None:
+    """Under a decaying learning rate weights that follow its sum are foreseen, by auto alone."""
+    peak, max_steps = 1e-3, 120
+
+    def rate(step: int) -> float:
+        return peak * (1 - (step - 1) / max_steps)
+
+    def course(step: float) -> tuple[float, ...]:
+        return (sum(rate(s) for s in range(1, int(step) + 1)) / peak,)
+
+    run = write(tmp_path, course)
+    for step in STEPS:
+        log = [{"step": s, "learning_rate": rate(s), "loss": 0.1} for s in range(1, step + 1)]
+        state = {"log_history": log, "max_steps": max_steps, "global_step": step}
+        (Path(run[0]) / f"step_{step}" / "trainer_state.json").write_text(json.dumps(state))
+    found = answer(*run, "--fit-until", "50", "--methods", "ols")
+    (window,) = found["windows"]
+    assert window["clock"].startswith("cumulative learning rate")
+    assert cell(found, 50, 100, "auto")["all_entries"]["error"] < 0.02
+    assert cell(found, 50, 100, "ols")["all_entries"]["error"] > 0.2
+
+
+def test_matrices_that_never_move_and_stacks_of_experts_change_nothing(tmp_path: Path) -> None:
+    """A frozen matrix says nothing; the matrices of a 3-D stack count one by one."""
+    run = write(tmp_path, bending, noise=1e-5)
+    plain = answer(*run, "--fit-until", "50")
+    frozen = torch.randn(40, 30, generator=torch.Generator().manual_seed(2)) * 0.02
+    up = "model.layers.0.mlp.up_proj.weight"
+    for folder in (Path(run[2]), *(Path(run[0]) / f"step_{step}" for step in STEPS)):
+        model = load_model(folder)
+        model["model.layers.1.mlp.up_proj.weight"] = frozen
+        stack = model.pop(up).reshape(3, 150, 320)
+        model["model.layers.0.mlp.experts.up_proj"] = stack.contiguous()
+        save(folder, model)
+    found = answer(*run, "--fit-until", "50")
+    assert found["num_matrices"] == 6
+    for method in ("last", "average", "linear", "linear-recent", "ols", "auto"):
+        for step in (64, 80, 100):
+            error = cell(plain, 50, step, method)["all_entries"]["error"]
+            again = cell(found, 50, step, method)["all_entries"]["error"]
+            assert again == pytest.approx(error, rel=1e-8), method
+    assert cell(found, 50, 100, "alpharl")["all_entries"]["error"] is not None
+
+
+def test_the_number_of_workers_changes_no_bit(tmp_path: Path) -> None:
+    """One worker or three, the answer is the same text."""
+    run = write(tmp_path, bending, torch.bfloat16)
+    texts = {
+        backtest_command(*run, "--json", "-q", "--devices", devices).stdout
+        for devices in ("cpu", "cpu,cpu,cpu")
+    }
+    assert len(texts) == 1
+
+
+def test_nan_in_a_checkpoint_is_named(tmp_path: Path) -> None:
+    """It stops with the checkpoint, the tensor and the index."""
+    run = write(tmp_path, straight)
+    folder = Path(run[0]) / "step_64"
+    model = load_model(folder)
+    name = next(iter(SHAPES))
+    model[name][2, 3] = float("nan")
+    save(folder, model)
+    result = backtest_command(*run, "--methods", "ols")
+    assert result.exit_code == 1
+    assert f"step_64: {name} holds NaN or Inf at index [2, 3]" in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -274,6 +275,18 @@ def test_interrupted_while_torch_is_imported(run: Run, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def open_fifo(path: Path) -> int:
+    """Open a pipe for writing as soon as somebody reads from it; gives up after a minute."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO
+            assert time.monotonic() < deadline, "the child never opened it"
+            time.sleep(0.02)
+
+
 def test_stalled_reading_does_not_hold_it(run: Run, tmp_path: Path, start: Start) -> None:
     """A signal ends the process within five seconds, even while a read never returns."""
     children = {}
@@ -282,8 +295,7 @@ def test_stalled_reading_does_not_hold_it(run: Run, tmp_path: Path, start: Start
         os.mkfifo(stalled)
         more = ("--scores", str(stalled), "-o", str(tmp_path / "out"))
         children[number] = start("predict", *run.arguments(*TARGET, *more))
-    # Opening for writing waits until the child has opened it for reading.
-    writers = [os.open(tmp_path / f"scores-{number}.csv", os.O_WRONLY) for number in children]
+    writers = [open_fifo(tmp_path / f"scores-{number}.csv") for number in children]
     begin = time.monotonic()
     for number, child in children.items():
         child.process.send_signal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,12 @@ from alpharl_hub.windows.plan import (
     plan_analysis,
 )
 from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+
+_COUNTED_READINGS = 3
+"""Base, middle and last: what `window_memory_bytes` takes to be kept of a window with a probe."""
+
+_SMALLEST_ENTRIES_BYTES = 64 * 0.02
+"""An entry: finding the smallest 2 % takes up to 64 bytes for each of those."""
 
 
 @dataclass(frozen=True)
@@ -132,23 +139,23 @@ def _windows_to_read(matrices: Sequence[ScopedTensor], num_steps: int) -> tuple[
 
 
 def _num_deltas_held(windows: Sequence[Window]) -> int:
-    """Return how many fp32 copies the readings of a window amount to, at the most.
+    """Return how many fp32 copies of a window are held beyond what every plan counts.
 
-    One more stands for the smallest entries and their indices: 64 bytes for each of 2 %.
+    Those are three of its readings; all of them are held here.
     """
     most = 0.0
     for window in windows:
         entries = sum(part.num_elements for part in window.parts)
-        stored = sum(ref.num_bytes for p in window.positions for _, ref in window.reads_at(p))
-        # Merged adapters are kept in fp32 where they have no factors (DoRA).
+        sizes = sorted(sum(r.num_bytes for _, r in window.reads_at(p)) for p in window.positions)
+        # Adapters with magnitudes (DoRA) have no factors, and are merged into fp32.
         merged = sum(
             part.num_elements
             for part in window.parts
             for ref in part.reads.values()
             if isinstance(ref, LowRankRef) and ref.magnitude is not None
         )
-        most = max(most, (stored + 4 * merged) / (4 * entries))
-    return 2 + int(most)
+        most = max(most, (sum(sizes[:-_COUNTED_READINGS]) + 4 * merged) / (4 * entries))
+    return math.ceil(most + _SMALLEST_ENTRIES_BYTES / 4)
 
 
 def _timed(trajectory: Trajectory, window: FitWindow) -> tuple[Timed | None, str]:

@@ -13,8 +13,9 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from alpharl_hub.card.licenses import LicenseChoice, StatedBy, choose_license, texts
+from alpharl_hub.card.loading import example_place, is_adapter
 from alpharl_hub.card.markdown import hub_url
-from alpharl_hub.card.page import CardFacts, example_place, page
+from alpharl_hub.card.page import CardFacts, page
 from alpharl_hub.card.repeat import run_repo
 from alpharl_hub.manifest import CheckpointRecord, Manifest
 
@@ -69,8 +70,7 @@ def _front_matter(
 ) -> str:
     run, base = run_repo(manifest.run), manifest.run.base_model
     on_hub = base is not None and is_hub_id(base)
-    is_adapter = manifest.method is not None and manifest.method.as_adapter is True
-    relation = "adapter" if is_adapter else "finetune"
+    relation = "adapter" if is_adapter(manifest) else "finetune"
     tags = [*TAGS, *([run] if run is not None and is_hub_id(run) else [])]
     data = ModelCardData(
         base_model=base if on_hub else None,
@@ -78,7 +78,7 @@ def _front_matter(
         license=license_.identifiers[0],
         license_name=license_.name,
         license_link=license_.link,
-        library_name="peft" if is_adapter else "transformers",
+        library_name="peft" if is_adapter(manifest) else "transformers",
         pipeline_tag="text-generation",
         language=_one_or_list(tuple(filter(_LANGUAGE.fullmatch, texts(run_card.get("language"))))),
         datasets=_one_or_list(tuple(filter(is_hub_id, texts(run_card.get("datasets"))))),

@@ -6,15 +6,14 @@ model. Names from others pass through `markdown`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from statistics import median
 from urllib.parse import quote
 
-from alpharl_hub.card.adapter_page import how_to_load_adapter
 from alpharl_hub.card.licenses import LicenseChoice
 from alpharl_hub.card.limits import bibtex, limits
+from alpharl_hub.card.loading import has_tokenizer, how_to_load, is_adapter, listed
 from alpharl_hub.card.markdown import ABSENT, code, fenced, link, number, one_line, prose, table
 from alpharl_hub.card.repeat import LOOKING_BACK, how_to_repeat, run_repo
 from alpharl_hub.manifest import (
@@ -32,7 +31,6 @@ from alpharl_hub.module_names import layer_and_group
 
 _MAX_ROWS = 40
 _MAX_LAYERS = 100
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _ACTIONS = {
     "predicted": "predicted by the method",
     "copied": "taken from the last observed checkpoint",
@@ -64,7 +62,7 @@ def page(manifest: Manifest, facts: CardFacts, license_: LicenseChoice) -> str:
     parts = [
         f"# {prose(facts.model_name)}",
         _headline(manifest),
-        _how_to_load(manifest, facts),
+        how_to_load(manifest, facts.model_name, facts.branch),
         _how_it_was_made(manifest, manifest.method),
         "## Can it be trusted?\n\n" + _trust(manifest.trust),
         _auto(manifest.auto),
@@ -123,54 +121,10 @@ def _how_far(run: RunRecord, method: MethodRecord) -> str:
     )
 
 
-def example_place(name: str, branch: str) -> tuple[str, str]:
-    """Return the two lines of the example of loading that say where the model is."""
-    return (
-        f"name = {json.dumps(name)}  # this repo, or a folder that holds its files",
-        f"revision = {json.dumps(branch)}",
-    )
-
-
-def _how_to_load(manifest: Manifest, facts: CardFacts) -> str:
-    has_tokenizer = _has_tokenizer(manifest)
-    if _is_adapter(manifest):
-        place = example_place(facts.model_name, facts.branch)
-        return how_to_load_adapter(manifest, place, has_tokenizer)
-    classes = "AutoModelForCausalLM, AutoTokenizer" if has_tokenizer else "AutoModelForCausalLM"
-    lines = [
-        f"from transformers import {classes}",
-        "",
-        *example_place(facts.model_name, facts.branch),
-        'model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype="auto")',
-    ]
-    if has_tokenizer:
-        lines.append("tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)")
-    text = "## How to load it\n\n" + fenced(lines, "python")
-    scripts = [name for name in manifest.copied_files if name.endswith(".py")]
-    if scripts:
-        text += (
-            f"\n\nPython files came along from the run: {_listed(scripts)}. They run on your "
-            "machine if you pass `trust_remote_code=True`; read them first."
-        )
-    return text
-
-
-def _is_adapter(manifest: Manifest) -> bool:
-    return manifest.method is not None and manifest.method.as_adapter is True
-
-
-def _has_tokenizer(manifest: Manifest) -> bool:
-    return any(name in _TOKENIZER_FILES for name in manifest.copied_files)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(code(name) for name in names)
-
-
 def _how_it_was_made(manifest: Manifest, method: MethodRecord) -> str:
     actions = Counter(tensor.action for tensor in manifest.tensors)
     done = [f"{count} {_ACTIONS.get(action, action)}" for action, count in actions.items()]
-    changed = " that the adapter changes" if _is_adapter(manifest) else ""
+    changed = " that the adapter changes" if is_adapter(manifest) else ""
     return "\n\n".join(
         (
             "## How it was made",
@@ -384,16 +338,16 @@ def _stored_dtypes(manifest: Manifest) -> str:
 def _files(manifest: Manifest, facts: CardFacts) -> str:
     source = "base" if facts.files_from_base else "last observed checkpoint"
     names = list(manifest.copied_files)
-    listed = f"Copied from the {source}: {_listed(names)}." if names else "No other files."
-    if manifest.method is not None and manifest.method.dtype and not _is_adapter(manifest):
-        listed += " `config.json` was changed to name the dtype."
+    words = f"Copied from the {source}: {listed(names)}." if names else "No other files."
+    if manifest.method is not None and manifest.method.dtype and not is_adapter(manifest):
+        words += " `config.json` was changed to name the dtype."
     tokenizer = (
         f"The tokenizer is the one stored with the {source}."
-        if _has_tokenizer(manifest)
+        if has_tokenizer(manifest)
         else "No tokenizer was stored with it; use the one of the base."
     )
     stored = f"Weights are stored as {_stored_dtypes(manifest)}."
-    return f"## Files\n\n{stored} {listed} {tokenizer}"
+    return f"## Files\n\n{stored} {words} {tokenizer}"
 
 
 def _warnings(manifest: Manifest) -> str:

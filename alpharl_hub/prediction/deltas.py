@@ -54,18 +54,19 @@ def delta_of(
         FitError: NaN or infinity in what was read.
     """
     ref, base = part.reads[position], origin.base
-    delta = scratch[: part.num_elements].view(part.shape)
-    sides = {labels[position]: stored[0], labels[BASE]: base}
+    update = None
     if isinstance(ref, LowRankRef):
         for factor in stored:
             require_finite(factor, {labels[position]: factor}, part)
         update = _update(part, ref, stored, origin)
         if ref.magnitude is None:
             return update
+    delta = scratch[: part.num_elements].view(part.shape)
+    if isinstance(ref, LowRankRef) and update is not None:
         torch.sub(_magnified(ref, update, stored, base), base, out=delta)
     else:
         subtract(delta, stored[0], base)
-    require_finite(delta, sides, part)
+    require_finite(delta, {labels[position]: stored[0], labels[BASE]: base}, part)
     return delta
 
 
