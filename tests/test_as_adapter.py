@@ -180,6 +180,22 @@ def test_whatever_is_trained_goes_into_the_adapter(
     assert_same(variant, tmp_path, *options, *TARGET)
 
 
+def test_a_tied_embedding_has_its_update_on_both_sides(tmp_path: Path) -> None:
+    """Peft wants the factors of the head too; its own merge would add them up in one weight."""
+    run = write_lora_run(
+        tmp_path, tied=True, target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True
+    )
+    words = ("--method", "ols", *TARGET)
+    adapter = predict(run, tmp_path / "adapter", *words)
+    succeed("predict", *run.arguments("-o", str(tmp_path / "merged"), *words))
+    said = logits(load_base(tmp_path / "merged"))
+    found = logits(load_adapted(run.base, adapter))
+    scale = float((said - logits(load_base(run.base))).abs().max())
+    torch.testing.assert_close(found, said, rtol=0, atol=1e-3 * scale)
+    assert any("lm_head.lora_A" in name for name in load_file(adapter / ADAPTER))
+    read_finished_folder(adapter)
+
+
 @pytest.mark.parametrize("method", ["ols", "relex"])
 def test_large_tensors_are_predicted_in_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

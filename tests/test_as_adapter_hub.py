@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,11 @@ class Place:
     hub: LocalHub
     commands: Commands
     run: LoraRun
-    base_commit: str
+
+    @property
+    def base_commit(self) -> str:
+        """The newest commit of the base's repo."""
+        return self.hub.refs("lab/tiny-base")["refs/heads/main"]
 
     def download(self, repo: str, folder: Path) -> Path:
         """Get the main branch of a repo."""
@@ -51,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     run = write_lora_run(root, target_modules=["q_proj", "up_proj"])
     (run.base / "tokenizer.json").write_text("{}")
     with served_hub(root / "hub") as hub, commands_for(root / "commands", hub) as commands:
-        commit = hub.add_commit("lab/tiny-base", files=files_of(run.base))
+        hub.add_commit("lab/tiny-base", files=files_of(run.base))
         hub.add_commit("lab/tiny-lora", files={"notes.txt": b"see the branches\n"})
         for step, folder in zip(STEPS, run.folders, strict=True):
             config = json.loads((folder / CONFIG).read_text())
@@ -60,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
                 {**config, "base_model_name_or_path": "lab/tiny-base"}
             ).encode()
             hub.add_commit("lab/tiny-lora", files=files, revision=f"step_{step}")
-        yield Place(hub, commands, run, commit)
+        yield Place(hub, commands, run)
     close_session()
 
 
@@ -89,6 +95,34 @@ def test_an_adapter_names_its_base_at_its_commit(place: Place, tmp_path: Path) -
     succeed("predict", *place.run.arguments("-o", str(tmp_path / "merged"), *WORDS))
     said = logits(load_adapted(place.run.base, tmp_path / "a"))
     torch.testing.assert_close(said, logits(load_base(tmp_path / "merged")), rtol=0, atol=1e-6)
+
+
+LOAD = """
+import sys, torch
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1])
+torch.save(model.eval()(torch.arange(1, 13).reshape(2, 6)).logits.detach(), sys.argv[2])
+"""
+
+
+def test_peft_finds_the_base_by_itself(place: Place, tmp_path: Path) -> None:
+    """What the config names suffices, also when the base's repo has moved on since."""
+    out = tmp_path / "a"
+    words = ("predict", "lab/tiny-lora", "-o", out, "--as-adapter", *WORDS)
+    assert place.commands.run(*words).code == 0
+    expected = logits(load_adapted(place.run.base, out))
+    weights = load_file(place.run.base / "model.safetensors")
+    moved = tmp_path / "model.safetensors"
+    save_file({name: torch.zeros_like(t) for name, t in weights.items()}, moved, {"format": "pt"})
+    place.hub.add_commit("lab/tiny-base", files={"model.safetensors": moved})
+    subprocess.run(
+        [sys.executable, "-c", LOAD, out, tmp_path / "logits"],
+        env=place.commands.environment,
+        check=True,
+        capture_output=True,
+    )
+    place.hub.add_commit("lab/tiny-base", files=files_of(place.run.base))
+    torch.testing.assert_close(torch.load(tmp_path / "logits"), expected, rtol=0, atol=1e-6)
 
 
 def test_a_pushed_adapter_replaces_a_model_and_the_other_way_round(

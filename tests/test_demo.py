@@ -26,7 +26,7 @@ from alpharl_hub.errors import AlphaRLError
 from alpharl_hub.local_hub import LocalHub
 
 CHECKOUT = Path(alpharl_hub.__file__).parent.parent
-PREDICTED = ("tiny-grpo-alpharl", "tiny-grpo-linear")
+PREDICTED = ("tiny-grpo-alpharl", "tiny-grpo-auto", "tiny-grpo-linear")
 MEASURED_AGAIN = {
     "demo/tiny-grpo-base": DEMO_RUN / "base",
     "demo/tiny-grpo@step_96": DEMO_RUN / "step_96",
@@ -125,8 +125,8 @@ def test_demo_shows_every_command_and_no_escapes(outcome: Outcome) -> None:
     """Each command stands as it is typed; a pipe gets plain text, and stderr stays empty."""
     text = outcome.done.stdout.replace(" \\\n     ", "")
     commands = [line.split()[1:3] for line in text.splitlines() if line.startswith("$ ")]
-    assert commands == [["alpharl-hub", name] for name in ("inspect", "report", *["predict"] * 2)]
-    for method in ("alpharl", "linear"):
+    assert commands == [["alpharl-hub", name] for name in ("inspect", "report", *["predict"] * 3)]
+    for method in ("auto", "alpharl", "linear"):
         assert f"--target-step 240 --method {method} --push-to demo/tiny-grpo-{method}" in text
     assert "\x1b" not in outcome.done.stdout
     assert outcome.done.stderr == ""

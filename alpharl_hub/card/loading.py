@@ -9,7 +9,7 @@ from alpharl_hub.card.markdown import code, fenced
 from alpharl_hub.manifest import Manifest
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as --max-lora-rank (0.11: https://docs.vllm.ai/en/latest/features/lora.html)."""
+"""What vLLM takes as --max-lora-rank: https://docs.vllm.ai/en/v0.14.0/api/vllm/config/lora/"""
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")

@@ -39,8 +39,8 @@ _CAVEAT = (
 def demo(keep: Path | None) -> None:
     """Show everything offline, on a real small RL run against a Hub on this machine.
 
-    Two models are predicted from the first 40 % of the run, pushed, loaded again and scored. Takes
-    about a minute; your token, cache and proxy play no part.
+    Three models are predicted from the first 40 % of the run, pushed, loaded again and scored.
+    Takes about a minute; your token, cache and proxy play no part.
 
     \b
     alpharl-hub demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,12 +14,13 @@ from alpharl_hub.demo.comparison import DemoScores, ModelScore
 from alpharl_hub.demo.task import DEMO_RUN, NUM_TEST_PROBLEMS
 from alpharl_hub.errors import AlphaRLError, WriteError
 from alpharl_hub.local_hub import LocalHub
+from alpharl_hub.manifest import MANIFEST_NAME
 from alpharl_hub.output.shards import write_error
 from alpharl_hub.sources.selection import select_steps
 
 BASE_REPO = "demo/tiny-grpo-base"
 RUN_REPO = "demo/tiny-grpo"
-METHODS = ("alpharl", "linear")
+METHODS = ("auto", "alpharl", "linear")
 SHARE = "40%"
 """How much of the run the predictions see."""
 
@@ -62,7 +64,7 @@ def run_demo(keep: Path | None, say: Say) -> DemoScores:
         home.mkdir()
         children = Children(work, home, hub.endpoint, _TOKEN, say)
         _run_commands(children, steps[-1], with_folders=keep is not None)
-        return _measure(children, steps)
+        return _measure(children, steps, hub)
 
 
 def _check_transformers() -> None:
@@ -115,12 +117,18 @@ def _run_commands(children: Children, target_step: int, with_folders: bool) -> N
         children.command(*words)
 
 
-def _measure(children: Children, steps: Sequence[int]) -> DemoScores:
+def _predicted_step(hub: LocalHub, method: str) -> int:
+    """Return the step that a prediction aims at: auto stops where the direction carries no more."""
+    manifest = json.loads(hub.read_file(_predicted_repo(method), MANIFEST_NAME))
+    return round(manifest["method"]["target_step"])
+
+
+def _measure(children: Children, steps: Sequence[int], hub: LocalHub) -> DemoScores:
     last, final = select_steps(steps, None, SHARE)[-1], steps[-1]
     models = [
         ("base", 0, BASE_REPO),
         ("last observed", last, f"{RUN_REPO}@step_{last}"),
-        *((method, final, _predicted_repo(method)) for method in METHODS),
+        *((method, _predicted_step(hub, method), _predicted_repo(method)) for method in METHODS),
         ("true final", final, f"{RUN_REPO}@step_{final}"),
     ]
     children.say("")

@@ -33,6 +33,7 @@ from alpharl_hub.prediction.delivery import Lane, LaneDelivery, Worker, begin_up
 from alpharl_hub.prediction.planning import PredictionPlan
 from alpharl_hub.prediction.window_work import PartResult, Recipe, WindowPredictor
 from alpharl_hub.push.model_upload import ModelUpload, PushResult
+from alpharl_hub.sources.adapter_fitting import tied_head
 from alpharl_hub.sources.adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.plan import Window
@@ -113,13 +114,17 @@ class AdapterDelivery:
         for window in self._plan.windows:
             if window.output_filename == UPDATES_FILE:
                 updates.update(read_factors(folder, window.index))
-        layout = layouts(self._trajectory, tuple(updates))
-        return make_adapter(
-            {name: AdapterUpdate(update, layout[name]) for name, update in updates.items()},
-            whole,
-            adapter_origin(self._trajectory),
-            next((ref.dtype for ref in self._plan.files[0].tensors), "F32"),
-        )
+        trajectory = self._trajectory
+        layout = layouts(trajectory, tuple(updates))
+        found = {name: AdapterUpdate(update, layout[name]) for name, update in updates.items()}
+        for name in (*found, *whole):
+            head = tied_head(name, trajectory.last, trajectory.base)
+            if head is not None and name in found:
+                found[head] = AdapterUpdate(updates[name], "linear")
+            elif head is not None:
+                whole[head] = whole[name]
+        dtype = next((ref.dtype for ref in self._plan.files[0].tensors), "F32")
+        return make_adapter(found, whole, adapter_origin(trajectory), dtype)
 
     def close(self) -> None:
         """Close what is open, and leave it for a later start."""

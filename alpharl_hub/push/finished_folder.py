@@ -83,6 +83,9 @@ def _finished_adapter(folder: Path, manifest: Manifest, others: dict[str, Path])
     settings = parse_settings(config if isinstance(config, dict) else {}, str(folder))
     refs = adapter_tensors(_tensors(weights), settings, str(weights))
     recorded = {t.name: (t.dtype, sorted(t.shape)) for t in manifest.tensors}
+    if isinstance(config, dict) and config.get("ensure_weight_tying"):
+        # A head that stays tied is stored beside its embedding, and is no tensor of its own.
+        refs = {n: r for n, r in refs.items() if n in recorded or not n.endswith("lm_head.weight")}
     # The model's name may have a component in front that the base's files lack.
     named = {n if n in recorded else n.partition(".")[2]: ref for n, ref in refs.items()}
     if {n: (ref.dtype, sorted(ref.shape)) for n, ref in named.items()} != recorded:

@@ -61,6 +61,15 @@ def _name_in(base: CheckpointContents, name: str, contents: CheckpointContents) 
     )
 
 
+def tied_head(name: str, contents: CheckpointContents, base: CheckpointContents) -> str | None:
+    """Return the head that an adapter of the run must hold beside this embedding; None for none.
+
+    Peft stores both sides of a pair that it keeps tied.
+    """
+    stays_tied = bool((contents.adapter or {}).get("ensure_weight_tying")) and is_tied(base)
+    return _HEADS[0] if stays_tied and name.endswith(_EMBEDDINGS) else None
+
+
 def _settle_ties(
     named: dict[str, StoredRef], contents: CheckpointContents, base: CheckpointContents
 ) -> None:
@@ -69,7 +78,7 @@ def _settle_ties(
     What peft writes of the head of a model that stays tied says what the embedding's says, and
     leaves `named`.
     """
-    if not _is_tied(base):
+    if not is_tied(base):
         return
     embedding = next((n for n in named if n.endswith(_EMBEDDINGS)), None)
     head = next((n for n in named if n.endswith(_HEADS)), None)
@@ -88,7 +97,7 @@ def _settle_ties(
         del named[name]
 
 
-def _is_tied(base: CheckpointContents) -> bool:
+def is_tied(base: CheckpointContents) -> bool:
     """Whether one tensor serves as embedding and head; many configs leave their default out."""
     nested = base.config.get("text_config")
     places = (base.config, nested if isinstance(nested, dict) else {})
