@@ -69,9 +69,7 @@ def auto(case: Case, with_scores: bool, out: Path) -> tuple[float, str] | None:
     # A learning rate far too high moves weights farther than the check of the base expects.
     scope = ScopeOptions(force=True)
     try:
-        answer = predict_run(
-            request, scope, options, Destination(out), Compute(("cpu",)), Hooks()
-        )
+        answer = predict_run(request, scope, options, Destination(out), Compute(("cpu",)), Hooks())
     except FitError:
         return None
     assert answer.auto is not None, "auto says what it chose"

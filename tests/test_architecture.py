@@ -46,7 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "torch": (
         *("numerics", "methods", "tensor_bytes", "windows.reader", "windows.devices"),
         *("base_check", "prediction.predict", "prediction.setting", "prediction.deltas"),
-        *("prediction.survey", "prediction.window_work"),
+        *("prediction.survey", "prediction.window_work", "prediction.adapter_work"),
         *("reporting.analysis", "reporting.extraction", "sweeping.mixing", "backtesting"),
         *("output.factor_files", "output.adapter_files"),
         *("cli.running", "demo.task"),

@@ -133,10 +133,18 @@ def test_fewer_entries_are_read_where_rounding_is_coarse(tmp_path: Path) -> None
 def test_the_direction_is_that_of_report_on_a_run_that_ends_there(tmp_path: Path) -> None:
     """Cosines, share and cap of a window are those of the same run cut at its last step."""
     run = write(tmp_path, bending, torch.bfloat16, noise=1e-5)
-    found = answer(*run, "--fit-until", "36", "--fit-until", "70%", "--methods", "auto")
+    # At the end of the window up to 64 one matrix is back where it was in its middle, at 30.
+    source = torch.Generator().manual_seed(4)
+    returning = (0.02 * torch.randn(400, 300, generator=source)).bfloat16()
+    for step in (0, *STEPS):
+        folder = Path(run[0]) / f"step_{step}" if step else Path(run[2])
+        moved = 1.5 if step in (30, 64) else 1 + step / 100
+        model = {**load_model(folder), "model.layers.1.mlp.up_proj.weight": returning * moved}
+        save(folder, model)
+    found = answer(*run, "--fit-until", "36", "--fit-until", "70%", "--methods", "auto", "--force")
     for window in (*found["windows"], {"direction": found["now"]}):
         direction = window["direction"]
-        cut = ["--until", str(direction["last_step"]), "--json", "-q"]
+        cut = ["--until", str(direction["last_step"]), "--json", "-q", "--force"]
         trust = json.loads(succeed("report", *run, *cut).stdout)["summary"]["trust"]
         for key in ("cosine", "cosine_all_entries", "share_of_entries", "floor", "cap"):
             assert direction[key] == pytest.approx(trust[key], rel=1e-6), key
@@ -166,12 +174,13 @@ def test_predict_itself_writes_what_was_tested(tmp_path: Path) -> None:
         )
 
 
-def test_a_lora_run_reads_as_its_merged_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_lora_run_reads_as_its_merged_weights(tmp_path: Path, use_dora: bool) -> None:
     """Adapters, and the whole models that peft merges from them, have the same errors."""
     base = write_base(tmp_path / "base")
     steps = (2, 5, 9, 12, 20)
     folders = [tmp_path / "lora" / f"step_{step}" for step in steps]
-    write_adapters(base, folders, size=2e-4)
+    write_adapters(base, folders, size=2e-4, use_dora=use_dora)
     for folder in folders:
         config = json.loads((base / "config.json").read_text())
         weights = merged_weights(base, folder)
@@ -247,6 +256,8 @@ def test_a_truth_is_predicted_and_never_fitted(tmp_path: Path) -> None:
                 assert test["error"] == pytest.approx(same["error"], rel=1e-8), method
     assert found["now"]["cosine"] == pytest.approx(plain["now"]["cosine"], rel=1e-8)
     assert found["now"]["num_checkpoints"] == len(STEPS)
+    few = answer(*run, "--fit-until", "36", "--steps", "8-36", "--truth", "wild=45")
+    assert [t["step"] for t in few["windows"][0]["truths"]] == [45]
     fitted, weights = range(4), [as_float64(model[name]) for name in SHAPES]
     matrices = [
         (start, [*stored[:4], there])
@@ -293,8 +304,40 @@ def test_auto_is_tested_on_the_clock_that_it_would_run_on(tmp_path: Path) -> Non
     found = answer(*run, "--fit-until", "50", "--methods", "ols")
     (window,) = found["windows"]
     assert window["clock"].startswith("cumulative learning rate")
+    words = ["--evaluate", "cp {model}/alpharl.json {out}; echo score=1"]
+    backtest_command(*run, "--fit-until", "50", "--methods", "ols", *words, "--work-dir", tmp_path)
+    for method, has_times in (("auto", True), ("ols", False)):
+        manifest = json.loads((tmp_path / method / "out" / "alpharl.json").read_text())
+        assert (manifest["method"]["times"] is not None) == has_times
     assert cell(found, 50, 100, "auto")["all_entries"]["error"] < 0.02
     assert cell(found, 50, 100, "ols")["all_entries"]["error"] > 0.2
+
+
+def test_a_small_model_is_read_on_more_of_its_entries(tmp_path: Path) -> None:
+    """Where 2 % are under 4000 entries the share is doubled."""
+    run = write(tmp_path, bending, torch.bfloat16, noise=1e-5)
+    found = answer(*run, "--fit-until", "50", "--methods", "ols", "--include", "mlp")
+    assert truth_of(found, 50, 100)["share_of_entries"] == pytest.approx(0.04, rel=1e-3)
+    (matrix,) = [m for m, name in zip(matrices_of(run), SHAPES, strict=True) if "mlp" in name]
+    error, cosine = distance("ols", [matrix], STEPS, range(5), STEPS.index(100), 0.04)
+    test = cell(found, 50, 100, "ols")["resolved"]
+    assert test["error"] == pytest.approx(error, rel=1e-5)
+    assert test["cosine"] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_a_frozen_matrix_changes_no_reading(tmp_path: Path) -> None:
+    """It takes no part in errors, shares, rounding floors and directions."""
+    run = write(tmp_path, bending, torch.bfloat16, noise=1e-5)
+    plain = answer(*run, "--fit-until", "50")
+    frozen = torch.randn(400, 300, generator=torch.Generator().manual_seed(2)).bfloat16()
+    for folder in (Path(run[2]), *(Path(run[0]) / f"step_{step}" for step in STEPS)):
+        model = load_model(folder)
+        model["model.layers.1.mlp.up_proj.weight"] = 0.02 * frozen
+        save(folder, model)
+    found = answer(*run, "--fit-until", "50")
+    assert (plain["num_matrices"], found["num_matrices"]) == (3, 4)
+    for key in ("verdict", "now", "windows"):
+        assert found[key] == plain[key]
 
 
 def test_matrices_that_never_move_and_stacks_of_experts_change_nothing(tmp_path: Path) -> None:

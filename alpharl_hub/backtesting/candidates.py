@@ -178,8 +178,7 @@ class Design:
             method_name, options = "linear", MethodOptions(fit_last=RECENT_HALF)
         elif name == AUTO:
             method_name = AUTO_METHOD
-            recent = max(2, len(steps_N) - nearest_middle(steps_N))
-            options = MethodOptions(fit_last=min(recent, len(steps_N)))
+            options = MethodOptions(fit_last=max(2, len(steps_N) - nearest_middle(steps_N)))
             timed = self._clocks[case.window]
             if timed is not None:
                 clock = Clock(steps_N, times_T=timed.fitted)

@@ -120,7 +120,7 @@ def _run_commands(children: Children, target_step: int, with_folders: bool) -> N
 def _predicted_step(hub: LocalHub, method: str) -> int:
     """Return the step that a prediction aims at: auto stops where the direction carries no more."""
     manifest = json.loads(hub.read_file(_predicted_repo(method), MANIFEST_NAME))
-    return round(manifest["method"]["target_step"])
+    return round(float(manifest["method"]["target_step"]))
 
 
 def _measure(children: Children, steps: Sequence[int], hub: LocalHub) -> DemoScores:

@@ -125,11 +125,7 @@ def plan_adapter(
     changed = [t for t in scope.tensors if t.history and decider(t).action != FROM_BASE]
     updates = [t for t in changed if t.is_update or not is_lora]
     whole = [t for t in changed if not (t.is_update or not is_lora)]
-    factors = dtype or (
-        updates[0].history[-1].dtype
-        if is_lora and updates and updates[0].history
-        else FULL_RUN_DTYPE
-    )
+    factors = dtype or _factor_dtype(updates)
     files = [_lay_out(UPDATES_FILE, [OutputTensor(t.name, factors, t.last.shape) for t in updates])]
     if whole:
         files.append(_lay_out(WHOLE_FILE, [_whole_tensor(t, dtype) for t in whole]))
@@ -137,6 +133,12 @@ def plan_adapter(
     num_bytes = sum(_update_bytes(t, rank, factors) for t in updates)
     num_bytes += sum(file.num_bytes for file in files[1:])
     return plan_files(files, changed, history, decider, copied, num_bytes)
+
+
+def _factor_dtype(updates: Sequence[ScopedTensor]) -> str:
+    """Return the dtype that the run's own adapters have."""
+    stored = (tensor.history[-1].dtype for tensor in updates if tensor.history and tensor.is_update)
+    return next(stored, FULL_RUN_DTYPE)
 
 
 def _lay_out(filename: str, tensors: Sequence[OutputTensor]) -> OutputFile:
