@@ -138,7 +138,7 @@ def test_the_direction_is_that_of_report_on_a_run_that_ends_there(tmp_path: Path
     returning = (0.02 * torch.randn(400, 300, generator=source)).bfloat16()
     for step in (0, *STEPS):
         folder = Path(run[0]) / f"step_{step}" if step else Path(run[2])
-        moved = 1.5 if step in (30, 64) else 1 + step / 100
+        moved = 1.5 if step in (30, 64) else 1 + step / 90
         model = {**load_model(folder), "model.layers.1.mlp.up_proj.weight": returning * moved}
         save(folder, model)
     found = answer(*run, "--fit-until", "36", "--fit-until", "70%", "--methods", "auto", "--force")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from alpharl_hub.cli.backtest import backtest
 from alpharl_hub.cli.compare import compare
 from alpharl_hub.cli.demo import demo
 from alpharl_hub.cli.extract import extract
@@ -60,5 +61,5 @@ def main() -> None:
     """
 
 
-for command in (inspect, report, extract, predict, sweep, compare, push, demo):
+for command in (inspect, report, backtest, extract, predict, sweep, compare, push, demo):
     main.add_command(command)
