@@ -101,7 +101,7 @@ def wanted(
         return np.mean([fitted[i] for i in since_half], axis=0)
     if method == "linear":
         return linear_truth(base, fitted, steps, target)
-    if method == "linear-recent":
+    if method == "linear-half":
         return linear_truth(base, fitted, steps, target, first=since_half[0])
     if method == "ols":
         slope, mean, mean_step = _line(fitted, steps)

@@ -354,7 +354,7 @@ def test_matrices_that_never_move_and_stacks_of_experts_change_nothing(tmp_path:
         save(folder, model)
     found = answer(*run, "--fit-until", "50")
     assert found["num_matrices"] == 6
-    for method in ("last", "average", "linear", "linear-recent", "ols", "auto"):
+    for method in ("last", "average", "linear", "linear-half", "ols", "auto"):
         for step in (64, 80, 100):
             error = cell(plain, 50, step, method)["all_entries"]["error"]
             again = cell(found, 50, step, method)["all_entries"]["error"]

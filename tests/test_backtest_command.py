@@ -57,7 +57,7 @@ def test_the_screen_begins_with_the_verdict_and_fits_80_columns(tmp_path: Path) 
     assert lines[0].startswith("Backtest: 3 matrices, 8 checkpoints, steps 8 to 100")
     assert lines[1].startswith("Verdict   Extrapolating to ")
     assert sum(line.startswith("Fitted up to step ") for line in lines) == 4
-    for method in ("last", "average", "linear", "linear-recent", "ols", "relex", "alpharl", "auto"):
+    for method in ("last", "average", "linear", "linear-half", "ols", "relex", "alpharl", "auto"):
         assert sum(line.startswith(f"{method} ") for line in lines) == 4
     assert sum(line.startswith("its score ") for line in lines) == 4
     verbose = backtest_command(*run, "-v").stdout

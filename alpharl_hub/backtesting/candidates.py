@@ -28,11 +28,11 @@ from alpharl_hub.methods.relex import MIN_CHECKPOINTS, combination_of
 from alpharl_hub.prediction.automatic import METHOD as AUTO_METHOD
 from alpharl_hub.preparation import nearest_middle
 
-LAST, LINEAR_RECENT = "last", "linear-recent"
+LAST, LINEAR_RECENT = "last", "linear-half"
 RECENT_HALF = 0.5
 
 CHOICES = (LAST, "average", "linear", LINEAR_RECENT, "ols", "relex", "alpharl", AUTO)
-"""Everything that can be tested, in the order of tables; `linear-recent` is `linear --fit-last 50%`
+"""Everything that can be tested, in the order of tables; `linear-half` is `linear --fit-last 50%`
 and `auto` what `--method auto` does: least squares on the recent half, anchored."""
 
 assert {*METHODS, LAST, LINEAR_RECENT, AUTO} == set(CHOICES)

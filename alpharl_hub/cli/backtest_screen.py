@@ -94,7 +94,7 @@ def _print_all_entries(window: WindowTest, console: Console) -> None:
 
 def _print_tests(truths: Sequence[TruthTest], cells: Sequence[Closeness], console: Console) -> None:
     """Print methods by truths; `cells` hold all methods of the first truth, then of the next."""
-    table = new_table()
+    table = new_table(gap=1)
     add_text_column(table, "\n\nmethod")
     for truth in truths:
         add_number_column(table, f"step {truth.step}\n{truth.ratio:.2f} x\nerror")
