@@ -61,7 +61,7 @@ def inspect_run(
         (*plan.survey, *plan.windows),
         choose_devices(compute.devices),
         plan.num_deltas_held,
-        0,
+        len(setting.target.goals),
         compute.memory_bytes,
     )
     return make_inspection(prepared, plan, workers)

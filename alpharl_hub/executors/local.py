@@ -1,8 +1,9 @@
-"""Runs windows on this machine: for every device one thread that reads ahead and one that computes.
+"""Runs windows on this machine: for every device a thread that reads ahead, one that computes, and
+one that writes.
 
-A reading thread walks the windows, one checkpoint after another, and hands over what it read
-through a short queue; the computing thread takes it from there. What is in flight is therefore
-bounded by the queue, whatever the number of checkpoints.
+The reading thread walks the windows, one checkpoint after another, and hands over what it read
+through a short queue; the computing thread takes it from there, and hands what is to be written to
+the third. What is in flight is therefore bounded by the queues, whatever the number of checkpoints.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from alpharl_hub.windows.plan import Window
 from alpharl_hub.windows.reader import StoredTensors, WindowReader
@@ -34,7 +35,22 @@ class WindowReads:
 
 
 WindowWork = Callable[[WindowReads, str], Result]
-"""What is done with one window on one device."""
+"""What is done with one window on one device; it is all done when this returns."""
+
+Write = Callable[[], None]
+
+
+@runtime_checkable
+class StagedWork(Protocol):
+    """Work that can leave its writing for later, while the next window is computed."""
+
+    def compute(self, reads: WindowReads, device: str) -> tuple[Any, Write]:
+        """Do one window, and return its result and how to write what comes of it."""
+        ...
+
+
+def _nothing_to_write() -> None:
+    """Everything is done."""
 
 
 class Stopped(BaseException):
@@ -112,18 +128,56 @@ class LocalExecutor(Generic[Result]):
         ready = queue.Queue(maxsize=_READ_AHEAD)
         reading = threading.Thread(target=self._read_all, args=(device, todo, ready, pool))
         reading.start()
+        computed: queue.Queue[tuple[Window, Result, Write] | None]
+        computed = queue.Queue()
+        # One window is being written at the most while the next is computed.
+        free = threading.Semaphore()
+        writing = threading.Thread(target=self._write_all, args=(computed, done, free))
+        writing.start()
         try:
             while (first := ready.get()) is not None:
                 window = first[0]
-                readings = self._readings(window, first[1], ready)
-                done.put((window, self._work(WindowReads(window, readings), device)))
+                reads = WindowReads(window, self._readings(window, first[1], ready))
+                result, write = self._compute(reads, device)
+                free.acquire()
+                computed.put((window, result, write))
+                del write
         except BaseException as error:
             # Not swallowed: handed to the thread that collects, which raises it.
             self._stop.set()
             done.put(error)
         finally:
             _drain(ready, reading)
+            computed.put(None)
+            writing.join()
             done.put(None)
+
+    def _compute(self, reads: WindowReads, device: str) -> tuple[Result, Write]:
+        if isinstance(self._work, StagedWork):
+            return self._work.compute(reads, device)
+        return self._work(reads, device), _nothing_to_write
+
+    def _write_all(
+        self,
+        computed: queue.Queue[tuple[Window, Result, Write] | None],
+        done: queue.SimpleQueue[tuple[Window, Result] | BaseException | None],
+        free: threading.Semaphore,
+    ) -> None:
+        """Write window after window; after a failure the rest is only taken, so nobody waits."""
+        has_failed = False
+        while (item := computed.get()) is not None:
+            window, result, write = item
+            try:
+                if not has_failed:
+                    write()
+                    done.put((window, result))
+            except BaseException as error:
+                # Not swallowed: handed to the thread that collects, which raises it.
+                has_failed = True
+                self._stop.set()
+                done.put(error)
+            del item, write
+            free.release()
 
     def _readings(
         self,

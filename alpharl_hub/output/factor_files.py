@@ -84,8 +84,14 @@ class FactorWriter:
         self._writer = writer
         self._refs = {ref.name: ref for file in files for ref in file.tensors}
 
-    def write(self, name: str, factors: Factors) -> None:
-        """Write one matrix's factors; they are on the disk when this returns."""
+    def write(self, factors: Mapping[str, Factors]) -> None:
+        """Write the factors of matrices; they are on the disk when this returns."""
+        for name, of_one in factors.items():
+            self._write_one(name, of_one)
+        for filename in {self._refs[f"{name}.u"].filename for name in factors}:
+            self._writer.sync(filename)
+
+    def _write_one(self, name: str, factors: Factors) -> None:
         for field, values in (
             ("u", factors.u_TRM),
             ("sigma", factors.sigma_TR),
@@ -98,7 +104,6 @@ class FactorWriter:
                 f"{name}.{field}: {host.shape} planned {ref.shape}"
             )
             self._writer.write(ref.filename, ref.start, memory_of(host))
-        self._writer.sync(self._refs[f"{name}.u"].filename)
 
 
 class FactorFolder:

@@ -35,7 +35,8 @@ class WindowFactors:
     def __init__(self, trajectory: Trajectory, recipe: Recipe, folders: Sequence[Path]) -> None:
         self._labels = labels_by_position(trajectory)
         self._recipe = recipe
-        self._folders = folders
+        # Absolute: another process, to which this may be sent, works elsewhere.
+        self._folders = [folder.absolute() for folder in folders]
 
     def __call__(self, reads: WindowReads, device: str) -> tuple[PartResult, ...]:
         """Do one window on one device; its bytes are on the disk when this returns."""

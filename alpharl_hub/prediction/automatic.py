@@ -25,9 +25,8 @@ from alpharl_hub.preparation import nearest_middle
 from alpharl_hub.scope import ScopedTensor
 from alpharl_hub.scores.learning_rates import CONSTANT, LearningRateClock, read_learning_rates
 from alpharl_hub.sources.contents import trainer_state_text
-from alpharl_hub.windows.devices import choose_devices, fit_workers
 from alpharl_hub.windows.plan import Window, group_by_bytes, plan_analysis
-from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+from alpharl_hub.windows.streaming import Compute, Hooks, find_crew, stream
 
 METHOD = "ols"
 
@@ -153,12 +152,12 @@ def read_direction(subject: Subject, middle: int, compute: Compute, hooks: Hooks
     if middle == last:
         return pool_trust((), subject.steps_T, middle)
     windows = _probe_windows(subject.scope.matrices, (middle, last))
-    workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
+    crew = find_crew(windows, compute)
     found = stream(
         subject.trajectory,
         windows,
         _WindowProber(middle, last),
-        Reading(workers.devices, hooks),
+        crew.reading(hooks),
         _Probed,
     )
     sums = [probed.direction for index in sorted(found) for probed in found[index]]

@@ -40,8 +40,7 @@ from alpharl_hub.push.model_upload import DEFAULT_BRANCH
 from alpharl_hub.results import PredictedOutput, Prediction
 from alpharl_hub.sources.contents import card_text
 from alpharl_hub.version import __version__
-from alpharl_hub.windows.devices import Workers, choose_devices, compute_name, fit_workers
-from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+from alpharl_hub.windows.streaming import Compute, Hooks, Reading, find_crew, stream
 
 
 def predict(
@@ -54,20 +53,15 @@ def predict(
         WriteError, PushError: the output cannot be written or pushed.
     """
     plan = setting.plan
-    workers = fit_workers(
-        (*plan.survey, *plan.windows),
-        choose_devices(compute.devices),
-        plan.num_deltas_held,
-        0,
-        compute.memory_bytes,
-    )
-    versions = VersionsRecord(__version__, torch.__version__, compute_name(workers.devices))
+    windows, num_goals = (*plan.survey, *plan.windows), len(setting.target.goals)
+    crew = find_crew(windows, compute, plan.num_deltas_held, num_goals)
+    versions = VersionsRecord(__version__, torch.__version__, crew.name)
     known_by = identity(setting, versions)
     work = work_folder(destination, default_work_folder(known_by))
     lanes = destination.lanes([goal.step for goal in setting.target.goals])
     outputs = []
     with _open(setting, lanes, known_by, work) as delivery:
-        results = _stream(setting, delivery, workers, hooks)
+        results = _stream(setting, delivery, crew.reading(hooks))
         manifests = [make_manifest(setting, versions, results, i) for i in range(len(lanes))]
         for number, (lane, manifest) in enumerate(zip(lanes, manifests, strict=True)):
             small = small_files(setting, manifest, lane.destination)
@@ -116,10 +110,9 @@ def small_files(
 
 
 def _stream(
-    setting: Setting, delivery: Delivery | AdapterDelivery, workers: Workers, hooks: Hooks
+    setting: Setting, delivery: Delivery | AdapterDelivery, reading: Reading
 ) -> list[PartResult]:
     trajectory, plan = setting.subject.trajectory, setting.plan
-    reading = Reading(workers.devices, hooks)
     recipe, main_reading = setting.recipe, reading
     if plan.survey:
         surveyed, main_reading = survey(setting, reading, delivery.journal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,7 +16,7 @@ from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.plan import BASE, START, Part
 from alpharl_hub.windows.reader import StoredTensors, labels_by_position
 
-OnFactors = Callable[[str, Factors], None]
+OnFactors = Callable[[Mapping[str, Factors]], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class WindowAnalyser:
         scores_T: the score of every checkpoint, or None.
         rank: how many triplets of each delta.
         middle: position of the checkpoint nearest half of the last step.
-        on_factors: told each matrix's factors, in the worker's thread.
+        on_factors: told each window's factors by the matrices' names, in a worker's thread.
     """
 
     def __init__(
@@ -56,7 +57,15 @@ class WindowAnalyser:
         self._on_factors = on_factors
 
     def __call__(self, reads: WindowReads, device: str) -> tuple[MatrixResult, ...]:
-        """Do one window on one device."""
+        """Do one window on one device; its factors were handed on when this returns."""
+        results, hand_on = self.compute(reads, device)
+        hand_on()
+        return results
+
+    def compute(
+        self, reads: WindowReads, device: str
+    ) -> tuple[tuple[MatrixResult, ...], Callable[[], None]]:
+        """Do one window on one device; calling what is returned hands on its factors."""
         parts = reads.window.parts
         builders = [FactorBuilder(part.name, self._rank) for part in parts]
         kept: dict[int, StoredTensors] = {}
@@ -78,11 +87,11 @@ class WindowAnalyser:
         parts: Sequence[Part],
         builders: Sequence[FactorBuilder],
         kept: Mapping[int, StoredTensors],
-    ) -> tuple[MatrixResult, ...]:
-        results = []
+    ) -> tuple[tuple[MatrixResult, ...], Callable[[], None]]:
+        results, found = [], {}
         for place, (part, builder) in enumerate(zip(parts, builders, strict=True)):
             factors = builder.finish()
-            self._on_factors(part.name, factors)
+            found[part.name] = factors
             origin = origin_of(kept, place)
             middle, last = (
                 dense_weights(part, position, kept[position][place], origin)
@@ -91,4 +100,4 @@ class WindowAnalyser:
             sums = direction_sums(origin.base, middle, last)
             quality = quality_of(factors, self._steps_T, self._scores_T, builder.certified)
             results.append(MatrixResult(part.name, part.shape, quality, sums))
-        return tuple(results)
+        return tuple(results), partial(self._on_factors, found)

@@ -44,9 +44,8 @@ from alpharl_hub.results import Extraction
 from alpharl_hub.scope import Scope
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.version import __version__
-from alpharl_hub.windows.devices import Workers, choose_devices, compute_name, fit_workers
 from alpharl_hub.windows.plan import PREDICTED, Window, plan_analysis
-from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+from alpharl_hub.windows.streaming import Compute, Hooks, Reading, find_crew, stream
 
 
 def extract(
@@ -66,12 +65,12 @@ def extract(
     trajectory = prepared.trajectory
     windows = plan_analysis(prepared.scope.matrices)
     files = plan_factor_files(_shapes(windows), len(trajectory.history), rank)
-    workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
-    versions = VersionsRecord(__version__, torch.__version__, compute_name(workers.devices))
+    crew = find_crew(windows, compute)
+    versions = VersionsRecord(__version__, torch.__version__, crew.name)
     work = output.work_dir or work_folder_beside(output.folder)
     check_disk(work, sum(file.num_bytes for file in files))
     with open_journal(work, _identity(run, versions, rank, windows)) as journal:
-        results = _read(prepared, windows, files, rank, work, workers, journal, hooks)
+        results = _read(prepared, windows, files, rank, work, journal, crew.reading(hooks))
         manifest = _manifest(prepared, run, versions, rank, results)
         _add_small_files(work / RESULT_FOLDER, files, manifest, trajectory)
         publish(work / RESULT_FOLDER, output.folder, output.overwrite)
@@ -107,9 +106,8 @@ def _read(
     files: Sequence[OutputFile],
     rank: int,
     work: Path,
-    workers: Workers,
     journal: Journal,
-    hooks: Hooks,
+    reading: Reading,
 ) -> list[MatrixResult]:
     trajectory = prepared.trajectory
     writer = ShardWriter(work / RESULT_FOLDER, files)
@@ -118,9 +116,7 @@ def _read(
     middle = nearest_middle(trajectory.steps_T)
     analyser = WindowAnalyser(trajectory, prepared.scores_T, rank, middle, factors.write)
     try:
-        by_window = stream(
-            trajectory, windows, analyser, Reading(workers.devices, hooks), MatrixResult, journal
-        )
+        by_window = stream(trajectory, windows, analyser, reading, MatrixResult, journal)
         for file in files:
             writer.complete(file.filename)
     finally:

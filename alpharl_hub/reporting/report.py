@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -53,10 +53,10 @@ def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> S
     found: dict[str, ModuleSpectrum] = {}
     lock = threading.Lock()
 
-    def keep(name: str, factors: Factors) -> None:
-        described = describe(name, factors, clockwork)
+    def keep(factors: Mapping[str, Factors]) -> None:
+        described = {name: describe(name, of_one, clockwork) for name, of_one in factors.items()}
         with lock:
-            found[name] = described
+            found.update(described)
 
     middle = nearest_middle(trajectory.steps_T)
     workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)

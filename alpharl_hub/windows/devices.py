@@ -54,7 +54,7 @@ def fit_workers(
     windows: Sequence[Window],
     devices: Sequence[str],
     num_deltas_held: int,
-    kept_bytes: int,
+    num_outputs: int,
     memory_bytes: int | None,
 ) -> Workers:
     """Take as many workers as the budget allows; results do not depend on how many.
@@ -63,10 +63,10 @@ def fit_workers(
         ResourceError: not even one fits; the message says what is needed.
     """
     for count in range(min(len(devices), max(1, len(windows))), 0, -1):
-        peak = peak_memory_bytes(windows, count, num_deltas_held, kept_bytes)
+        peak = peak_memory_bytes(windows, count, num_deltas_held, num_outputs)
         if memory_bytes is None or peak <= memory_bytes:
             return Workers(tuple(devices[:count]), peak)
-    minimum = peak_memory_bytes(windows, 1, num_deltas_held, kept_bytes)
+    minimum = peak_memory_bytes(windows, 1, num_deltas_held, num_outputs)
     raise ResourceError(
         f"--memory {memory_bytes}: the largest tensors need {minimum / 1e9:.3g} GB at the least "
         f"(--memory {-(-minimum // 10**6)}MB)"

@@ -288,14 +288,16 @@ def read_once(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
     return tuple(dict.fromkeys(refs))
 
 
-def window_memory_bytes(window: Window, num_deltas_held: int, next_bytes: int) -> int:
+def window_memory_bytes(
+    window: Window, num_deltas_held: int, num_outputs: int, next_bytes: int
+) -> int:
     """Bound what one worker holds for a window.
 
     As stored: the base, the last reading and, where the direction is probed, the middle one; and
     two more, which are read ahead and are in the end those of a later window (`next_bytes` each).
     In fp32: what the methods keep; of the largest part that is computed what is predicted at the
     target and at the last step (the delta before that is one of them), and chunks at rounding.
-    One output, twice.
+    Outputs of two windows: this one's, while the one before is still being written.
     """
     sizes = sorted((_reading_bytes(window, p) for p in window.positions), reverse=True)
     num_kept = 3 if any(part.probe for part in window.parts) else 2
@@ -308,7 +310,7 @@ def window_memory_bytes(window: Window, num_deltas_held: int, next_bytes: int) -
         # The middle and the last checkpoint are then put together, one matrix at a time.
         held += 2 * 4 * largest
     rounding = 6 * 4 * min(largest, ROUNDED_ELEMENTS)
-    output = 2 * max(part.output.num_bytes if part.output else 0 for part in window.parts)
+    output = 2 * num_outputs * sum(p.output.num_bytes if p.output else 0 for p in window.parts)
     return stored + held + 2 * 4 * largest + rounding + output
 
 
@@ -317,14 +319,14 @@ def _reading_bytes(window: Window, position: int) -> int:
 
 
 def peak_memory_bytes(
-    windows: Sequence[Window], num_workers: int, num_deltas_held: int, kept_bytes: int
+    windows: Sequence[Window], num_workers: int, num_deltas_held: int, num_outputs: int
 ) -> int:
     """Bound the resident memory of the whole process."""
     needs, next_bytes = [], 0
     for window in reversed(windows):
-        needs.append(window_memory_bytes(window, num_deltas_held, next_bytes))
+        needs.append(window_memory_bytes(window, num_deltas_held, num_outputs, next_bytes))
         largest = max((_reading_bytes(window, p) for p in window.positions), default=0)
         next_bytes = max(next_bytes, largest)
     needs.sort(reverse=True)
     working_bytes = int(ALLOCATOR_OVERHEAD * sum(needs[:num_workers]))
-    return PROCESS_BYTES + READERS_BYTES + kept_bytes + working_bytes
+    return PROCESS_BYTES + READERS_BYTES + working_bytes
