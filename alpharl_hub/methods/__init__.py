@@ -20,6 +20,7 @@ from alpharl_hub.errors import FitError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from alpharl_hub.methods.combination import Mixture
     from alpharl_hub.numerics.factors import MatrixQuality
     from alpharl_hub.numerics.low_rank import LowRank
 
@@ -160,7 +161,7 @@ class Clock:
 class Predictor(Protocol):
     """Everything that was learnt of one tensor, ready to answer."""
 
-    def predict_delta(self, response: float) -> Tensor | LowRank:
+    def predict_delta(self, response: float) -> Mixture | LowRank:
         """Give W_hat - W_0 at a step (or score): fp32, the tensor's own shape.
 
         Raises FitError, naming the tensor, where the fit has no answer.

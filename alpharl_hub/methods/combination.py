@@ -40,6 +40,25 @@ class Combination:
         return tuple(sum(m * b for m, b in zip(mix_K, column, strict=True)) for column in columns)
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """The delta sum over k of mix_k V_k (fp32), added up only where it is asked for."""
+
+    sums: tuple[Tensor, ...]
+    mix_K: tuple[float, ...]
+
+    def entries(self, run: slice) -> Tensor:
+        """Return a run of its entries, flattened."""
+        total = self.sums[0].view(-1)[run] * self.mix_K[0]
+        for values, factor in zip(self.sums[1:], self.mix_K[1:], strict=True):
+            total.add_(values.view(-1)[run], alpha=factor)
+        return total
+
+    def dense(self) -> Tensor:
+        """Return all of it, in the tensor's shape."""
+        return self.entries(slice(None)).view(self.sums[0].shape)
+
+
 class CombinationFit:
     """One tensor (or a run of entries of one: they do not meet) while its deltas stream by."""
 
@@ -62,23 +81,15 @@ class CombinationFit:
                 total.add_(delta, alpha=coefficient)
         self._num_seen += 1
 
-    def predict_delta(self, response: float) -> Tensor | LowRank:
+    def predict_delta(self, response: float) -> Mixture | LowRank:
         """Return D_hat at a response (fp32, the tensor's shape)."""
         if self._updates:
             return low_rank.combine(self._updates, self._combination.coefficients_T(response))
-        return mix(self._sums, self._combination.mix_K(response))
+        return Mixture(tuple(self._sums), self._combination.mix_K(response))
 
     def quality(self) -> None:
         """A sum of whole deltas has no quality of fit per matrix."""
         return
-
-
-def mix(sums: Sequence[Tensor], mix_K: Sequence[float]) -> Tensor:
-    """Return sum over k of mix_k V_k (fp32)."""
-    total = sums[0] * mix_K[0]
-    for values, factor in zip(sums[1:], mix_K[1:], strict=True):
-        total.add_(values, alpha=factor)
-    return total
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.methods import Clock, MethodOptions, first_of_window
-from alpharl_hub.methods.combination import Combination, CombinationFit
+from alpharl_hub.methods.combination import Combination, CombinationFit, Mixture
 from alpharl_hub.numerics import low_rank
 from alpharl_hub.numerics.low_rank import LowRank
 
@@ -108,7 +108,7 @@ class RelexFit:
         """Return the Gram matrix of what was observed (T x T, float64)."""
         return low_rank.gram(self._updates) if self._updates else gram_of(self._deltas)
 
-    def predict_delta(self, response: float) -> Tensor | LowRank:
+    def predict_delta(self, response: float) -> Mixture | LowRank:
         """Return D_hat at a step (fp32, the tensor's shape)."""
         if self._fit is None:
             combination = combination_of(self.gram(), self._responses_T, self._rank)

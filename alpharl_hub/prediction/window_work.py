@@ -17,6 +17,7 @@ from torch import Tensor
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.methods import Method, Predictor, TensorFit
 from alpharl_hub.methods.alpharl import AlphaRLFit, AlphaRLPredictor
+from alpharl_hub.methods.combination import Mixture
 from alpharl_hub.methods.correction import Rounding, add_roundings, cast, combine, round_to
 from alpharl_hub.numerics.direction import DirectionSums, add_sums, direction_sums
 from alpharl_hub.numerics.factors import MatrixQuality
@@ -154,11 +155,10 @@ class PartState:
         if aim.response is None:
             return last.to(dtype).reshape(-1), None
         delta_hat, at_last = self.deltas_at(aim)
-        return self._add_up(
-            _dense(delta_hat), None if at_last is None else _dense(at_last), last, dtype
-        )
+        offset = None if at_last is None else _by_entries(at_last)
+        return self._add_up(_by_entries(delta_hat), offset, last, dtype)
 
-    def deltas_at(self, aim: Aim) -> tuple[Tensor | LowRank, Tensor | LowRank | None]:
+    def deltas_at(self, aim: Aim) -> tuple[Mixture | LowRank, Mixture | LowRank | None]:
         """Return the update at an aim, and what of the last update it replaces (None: all)."""
         assert aim.response is not None, "the last checkpoint itself is not predicted"
         predictor, recipe = self.predictor(), self.recipe
@@ -183,19 +183,20 @@ class PartState:
         return delta_of(self.part, position, stored, origin, scratch, self.labels)
 
     def _add_up(
-        self, delta_hat: Tensor, at_last: Tensor | None, last: Tensor, dtype: torch.dtype
+        self, delta_hat: Mixture, at_last: Mixture | None, last: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Rounding | None]:
         """Add the update to its anchor and round, a chunk at a time: fp32 copies stay small."""
         base_P, last_P = self.stored[BASE][0].reshape(-1), last.reshape(-1)
-        delta_P = delta_hat.reshape(-1)
-        at_last_P = None if at_last is None else at_last.reshape(-1)
-        rounded_P = torch.empty(delta_P.shape, dtype=dtype, device=delta_P.device)
+        rounded_P = torch.empty(base_P.shape, dtype=dtype, device=base_P.device)
         roundings = []
-        for start in range(0, delta_P.numel(), ROUNDED_ELEMENTS):
+        for start in range(0, base_P.numel(), ROUNDED_ELEMENTS):
             run = slice(start, start + ROUNDED_ELEMENTS)
             base_run, last_run = base_P[run].to(torch.float32), last_P[run].to(torch.float32)
-            offset = None if at_last_P is None else at_last_P[run]
-            weights = combine(base_run, last_run, delta_P[run], offset, self.recipe.damping)
+            delta, offset = (
+                delta_hat.entries(run),
+                None if at_last is None else at_last.entries(run),
+            )
+            weights = combine(base_run, last_run, delta, offset, self.recipe.damping)
             rounded_P[run], rounding = round_to(weights, dtype, base_run, self.part.name)
             roundings.append(rounding)
         return rounded_P, add_roundings(roundings)
@@ -236,8 +237,8 @@ class PartState:
         )
 
 
-def _dense(delta: Tensor | LowRank) -> Tensor:
-    return delta.dense() if isinstance(delta, LowRank) else delta
+def _by_entries(delta: Mixture | LowRank) -> Mixture:
+    return Mixture((delta.dense(),), (1.0,)) if isinstance(delta, LowRank) else delta
 
 
 def observe_window(
