@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.executors.local import WindowReads
+from alpharl_hub.methods.combination import Mixture
 from alpharl_hub.methods.correction import Rounding, cast
 from alpharl_hub.numerics.low_rank import LowRank, combine
 from alpharl_hub.output.adapter_files import write_factors
@@ -79,7 +80,7 @@ def _update(state: PartState, aim: Aim) -> LowRank:
     return combine(updates, coefficients)
 
 
-def _low_rank(delta: Tensor | LowRank) -> LowRank:
+def _low_rank(delta: Tensor | Mixture | LowRank) -> LowRank:
     assert isinstance(delta, LowRank), "what has full rank was refused before"
     return delta
 
