@@ -103,6 +103,9 @@ def _norm(tensors: Sequence[torch.Tensor]) -> float:
 
 
 def _judge(trajectory: Trajectory, base_norm: float, first: float, last: float) -> BaseCheck:
+    stranger = _other_model(trajectory)
+    if stranger is not None:
+        return BaseCheck(0.0, None, stranger)
     relative = last / base_norm if base_norm else 0.0
     growth = last / first if first and len(trajectory.history) > 1 else None
     label = trajectory.base.checkpoint.label
@@ -119,3 +122,21 @@ def _judge(trajectory: Trajectory, base_norm: float, first: float, last: float) 
             f"farther from it than step {trajectory.steps_T[0]} ({growth:.2f} x)"
         )
     return BaseCheck(relative, growth, problem)
+
+
+def _other_model(trajectory: Trajectory) -> str | None:
+    """Say that an adapter was trained on a model of another class than the base.
+
+    The norm of its update tells nothing: it is the same on every base.
+    """
+    adapter = trajectory.last.adapter
+    mapping = adapter.get("auto_mapping") if adapter is not None else None
+    wanted = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    found = trajectory.base.config.get("architectures")
+    if not isinstance(wanted, str) or not isinstance(found, list) or wanted in found:
+        return None
+    named = ", ".join(map(str, found))
+    return (
+        f"{trajectory.base.checkpoint.label} does not look like the base of this run: it is a "
+        f"{named}, and the adapters were trained on a {wanted}"
+    )

@@ -11,7 +11,13 @@ from alpharl_hub.output.folder import FolderRequest, check_output
 from alpharl_hub.prediction.automatic import choose, planned_for
 from alpharl_hub.prediction.delivery import Destination
 from alpharl_hub.prediction.predict import predict
-from alpharl_hub.prediction.setting import PredictOptions, Setting, Subject, plan_subject
+from alpharl_hub.prediction.setting import (
+    PredictOptions,
+    Setting,
+    Subject,
+    check_adapter,
+    plan_subject,
+)
 from alpharl_hub.prediction.subjects import (
     factor_subject,
     is_factor_folder,
@@ -120,6 +126,7 @@ def predict_run(
     else:
         prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
         subject = trajectory_subject(prepared, scope)
+    destination.refuse_inputs(subject.trajectory)
     return predict(settle(subject, options, compute, hooks), destination, compute, hooks)
 
 
@@ -135,8 +142,12 @@ def settle(
         FitError: there is no answer, or (unless forced) none better than the last checkpoint.
     """
     record = None
+    if options.as_adapter:
+        check_adapter(subject, planned_for(subject, options))
     if options.method == AUTO:
-        options, record = choose(subject, options, compute, hooks)
+        choice = choose(subject, options, compute, hooks)
+        options, record = choice.options, choice.record
+        subject = replace(subject, notices=(*subject.notices, *choice.notices))
     return plan_subject(subject, options, memory_bytes=compute.memory_bytes, auto=record)
 
 
@@ -157,6 +168,7 @@ def sweep_run(
     destination.check(())
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
     subject = trajectory_subject(prepared, scope)
+    destination.refuse_inputs(subject.trajectory)
     return sweep(subject, options, sweep_request, destination, compute, hooks)
 
 

@@ -389,7 +389,7 @@ def test_the_card_says_what_it_is(run: LoraRun, full_run: LoraRun, tmp_path: Pat
     assert "--max-lora-rank 8 " in card
     assert "config.json` was changed" not in card
     config = json.loads((tmp_path / "a" / CONFIG).read_text())
-    assert (config["base_model_name_or_path"], config["revision"]) == ("base", None)
+    assert (config["base_model_name_or_path"], config["revision"]) == (None, None)
     assert config["task_type"] == "CAUSAL_LM"
 
 

@@ -264,7 +264,7 @@ def test_a_failure_counts_where_auto_would_have_gone_and_at_the_end() -> None:
     assert judge([fact(30, 1.3, 1.5, auto_ratio=1.0), *passed], direction(2.0)).code == "safe"
     failed = judge([fact(30, 1.1, 1.5, auto_ratio=1.2), *passed], direction(2.0))
     assert failed.code == "keep"
-    assert "fitted up to step 30, auto's prediction of step 33 (1.1 x)" in failed.sentence
+    assert "fitted up to step 30, auto's line to step 33 (1.1 x)" in failed.sentence
     found = judge([*passed, fact(70, 1.8, 1.1, auto_ratio=1.0)], direction(2.0))
     assert (found.code, found.horizon) == ("safe", 1.4)
     assert "at 1.8 x it no longer did (error 1.10)" in found.sentence

@@ -192,7 +192,7 @@ def test_a_run_that_started_again(
     told = warnings(found)
     assert told["restarted"].startswith("steps 10, 20 were pushed more than once")
     assert told["left_behind"].startswith("steps 30, 40 were pushed before the run was restarted")
-    assert told["left_behind"].endswith("--until 20 leaves them out")
+    assert told["left_behind"].endswith("--until 20 goes without")
     found = inspect(commands, "lab/again", "--until", "20")
     assert [c["selected"] for c in found.answer["checkpoints"]] == [True, True, False, False]
 
@@ -205,9 +205,9 @@ RESTARTS = {
 }
 TOLD = {
     "resumed": {"restarted": "steps 20, 30 were pushed more than once"},
-    "other numbers": {"left_behind": "--steps 10,15,30,45 leaves them out"},
+    "other numbers": {"left_behind": "--steps 10,15,30,45 goes without"},
     "once": {},
-    "last only": {"restarted": "step 30 was pushed", "left_behind": "--until 30 leaves them out"},
+    "last only": {"restarted": "step 30 was pushed", "left_behind": "--until 30 goes without"},
 }
 
 

@@ -1,8 +1,8 @@
 """What follows from a backtest, in one sentence.
 
-A test is passed when auto's prediction came closer to the later checkpoint than the last one of the
-window did. A test that is failed counts where auto would have gone that far, and always in the
-latest window; elsewhere its rule has kept the last checkpoint, rightly. How far is safe is the
+A test is passed when a line by auto's method came closer to the later checkpoint than the last one
+of the window did. A test that is failed counts where auto would have gone that far, and always in
+the latest window; elsewhere its rule has kept the last checkpoint, rightly. How far is safe is the
 smaller of what was tested and of what the direction of the whole run carries: passing alone does
 not do, because runs that lost score when extrapolated passed too (errors of 0.55 to 1).
 """
@@ -84,7 +84,7 @@ def _first_failure(known: Sequence[Fact]) -> Fact | None:
 
 def _failure_words(failed: Fact) -> str:
     return (
-        f"Keep the last checkpoint: fitted up to step {failed.last_step}, auto's prediction of "
+        f"Keep the last checkpoint: fitted up to step {failed.last_step}, auto's line to "
         f"step {failed.truth_step} ({failed.ratio:.2g} x) was farther from it than step "
         f"{failed.last_step} itself (error {failed.error:.2f}, where 1 is no gain)"
     )
@@ -136,8 +136,8 @@ def _safe_words(
     tests = [fact for fact in known if fact.ratio <= reach]
     words = (
         f"Extrapolating to {_times_words(horizon)} the observed steps looks safe: in "
-        f"{_share_words(within, tests)} tests, up to {_floor(reach)} x, auto's prediction came "
-        f"closer to the later checkpoint than the last one seen ({_errors_words(within)})"
+        f"{_share_words(within, tests)} tests, up to {_floor(reach)} x, a line by auto's method "
+        f"came closer to the later checkpoint than the last one seen ({_errors_words(within)})"
     )
     if failed is not None:
         return f"{words}; at {failed.ratio:.2g} x it no longer did (error {failed.error:.2f})"

@@ -97,8 +97,8 @@ def _load_adapter(manifest: Manifest, name: str, branch: str) -> str:
 def _base_words(manifest: Manifest) -> str:
     if manifest.run.base.commit is None:
         return (
-            "That was a local folder, of which only the name is known here: say in `base_name` "
-            "where it lies. Loading by the adapter's name alone does not find it."
+            "That was a local folder, of which only the name is known here and which "
+            "`adapter_config.json` does not name: say in `base_name` where it lies."
         )
     return "`adapter_config.json` names it with the commit that was read."
 

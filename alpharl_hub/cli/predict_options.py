@@ -31,10 +31,12 @@ class FitLast(click.ParamType):  # type: ignore[type-arg]  # generic only in new
             self.fail(f"{text!r}: write a count such as 5 or a share such as 50%", param, context)
 
 
-class StepList(click.ParamType):  # type: ignore[type-arg]
-    """One step such as 500, or several such as 100,200,500."""
+class NumberList(click.ParamType):  # type: ignore[type-arg]
+    """One number such as 500, or several such as 100,200,500; `what` they are called."""
 
-    name = "step,..."
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.name = f"{what},..."
 
     def convert(
         self, value: Any, param: click.Parameter | None, context: click.Context | None
@@ -43,12 +45,12 @@ class StepList(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         try:
-            steps = tuple(float(part) for part in str(value).split(","))
+            numbers = tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            self.fail(f"{value!r}: write steps such as 500 or 100,200,500", param, context)
-        if min(steps) < 0:
-            self.fail(f"{value!r}: steps are not negative", param, context)
-        return steps
+            self.fail(f"{value!r}: write one {self.what}, or several as 1,2,5", param, context)
+        if min(numbers) < 0:
+            self.fail(f"{value!r}: a {self.what} is not negative", param, context)
+        return numbers
 
 
 def predict_options(command: Command) -> Command:
@@ -62,7 +64,7 @@ def target_options(command: Command) -> Command:
         (
             click.option(
                 "--target-step",
-                type=StepList(),
+                type=NumberList("step"),
                 default=(),
                 help="Predict this step; of several, DIR/step_N or branch step_N each.",
             ),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from alpharl_hub import strict_json
 from alpharl_hub.cli.inspect_screen import print_notices
-from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console
+from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console, print_labelled
 from alpharl_hub.manifest import AutoRecord, Notice, TrustRecord
 
 if TYPE_CHECKING:
@@ -166,8 +166,9 @@ def show_auto(auto: AutoRecord | None, quiet: bool) -> None:
     """Print on stderr what `--method auto` saw and chose."""
     if auto is None or quiet:
         return
+    console = notes_console()
     for words in (*auto.words, f"clock: {auto.clock}"):
-        click.echo(escape_text(f"auto: {words}"), err=True)
+        print_labelled(console, "auto:", words)
 
 
 def show_trust(trust: TrustRecord | None, quiet: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
-from alpharl_hub.cli.predict_options import StepList, predict_options
+from alpharl_hub.cli.predict_options import NumberList, predict_options
 from alpharl_hub.cli.push_options import push_options
 from alpharl_hub.cli.requests import (
     check_method_options,
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 @click.argument("run")
 @click.option("--evaluate", "evaluation", metavar="CMD", required=True, help="Scores {model}.")
 @click.option("--score-json", metavar="FILE:KEY.PATH", help="The score is here, below {out}.")
-@click.option("--scales", type=StepList(), help="Try these sizes first: 0.5,1,2,4.")
-@click.option("--target-steps", type=StepList(), help="Try these steps instead of sizes.")
+@click.option("--scales", type=NumberList("size"), help="Try these sizes first: 0.5,1,2,4.")
+@click.option("--target-steps", type=NumberList("step"), help="Try these steps instead of sizes.")
 @click.option(
     "--budget", type=click.IntRange(min=2), default=12, show_default=True, help="Evaluations."
 )
@@ -90,7 +90,8 @@ def sweep(
         except EvaluationError as error:
             print_failure(error, notes_console())
             raise
-    show_notices(answer.warnings, options["quiet"])
+    told = set(answer.sweep.notices)
+    show_notices([n for n in answer.warnings if n not in told], options["quiet"])
     if as_json:
         print_json(answer)
         return

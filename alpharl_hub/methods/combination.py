@@ -11,7 +11,6 @@ Convention: coefficients are float64 numbers, sums are fp32, in the order of che
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch

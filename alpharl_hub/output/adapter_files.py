@@ -45,12 +45,13 @@ class AdapterUpdate:
 class AdapterOrigin:
     """What the adapter belongs to.
 
-    `base` is the repo or folder of the base, `revision` its commit; `base_names` are its tensors.
+    `base` is the repo of the base, None of a local one: a folder's name alone could be another's
+    repo. `revision` is its commit; `base_names` are its tensors.
     `config` is the adapter_config.json of the run's last checkpoint, None for a run of whole
     models. `prefix` is what the model's names have before the base's, such as "transformer.".
     """
 
-    base: str
+    base: str | None
     revision: str | None
     base_names: frozenset[str]
     config: Mapping[str, object] | None = None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from alpharl_hub.errors import FitError
 from alpharl_hub.module_names import FLOATING
@@ -168,11 +167,10 @@ def adapter_companions(
 
 
 def adapter_origin(trajectory: Trajectory) -> AdapterOrigin:
-    """Say what the adapter belongs to: a repo at a commit, or a folder by its name alone."""
+    """Say what the adapter belongs to: a repo at a commit, or a folder that is not named."""
     base = trajectory.base.checkpoint
-    is_local = base.commit is None
     return AdapterOrigin(
-        base=Path(base.source).resolve().name if is_local else base.source,
+        base=None if base.commit is None else base.source,
         revision=base.commit,
         base_names=frozenset(trajectory.base.tensors),
         config=trajectory.last.adapter,

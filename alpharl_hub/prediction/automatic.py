@@ -12,18 +12,23 @@ from dataclasses import dataclass, replace
 
 from alpharl_hub.errors import FitError
 from alpharl_hub.executors.local import WindowReads
-from alpharl_hub.manifest import AutoRecord
+from alpharl_hub.manifest import AutoRecord, Notice
 from alpharl_hub.methods import AUTO
 from alpharl_hub.numerics.direction import DirectionSums, Trust, direction_sums
-from alpharl_hub.numerics.horizon import Decision, Evidence, decide
+from alpharl_hub.numerics.horizon import MIN_RATIO, Decision, Evidence, decide
 from alpharl_hub.numerics.score_course import ScoreEvidence
 from alpharl_hub.prediction.deltas import dense_weights, origin_of
 from alpharl_hub.prediction.records import pool_trust
-from alpharl_hub.prediction.setting import PredictOptions, Subject, check_adapter, resolved
+from alpharl_hub.prediction.setting import PredictOptions, Subject, resolved
 from alpharl_hub.prediction.targets import TargetOptions, Times
 from alpharl_hub.preparation import nearest_middle
 from alpharl_hub.scope import ScopedTensor
-from alpharl_hub.scores.learning_rates import CONSTANT, LearningRateClock, read_learning_rates
+from alpharl_hub.scores.learning_rates import (
+    CONSTANT,
+    LearningRateClock,
+    ScheduleReading,
+    read_learning_rates,
+)
 from alpharl_hub.sources.contents import trainer_state_text
 from alpharl_hub.windows.plan import Window, group_by_bytes, plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, find_crew, stream
@@ -62,9 +67,16 @@ class _WindowProber:
         return tuple(probed)
 
 
-def choose(
-    subject: Subject, options: PredictOptions, compute: Compute, hooks: Hooks
-) -> tuple[PredictOptions, AutoRecord]:
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, why, and what to tell the user."""
+
+    options: PredictOptions
+    record: AutoRecord
+    notices: tuple[Notice, ...]
+
+
+def choose(subject: Subject, options: PredictOptions, compute: Compute, hooks: Hooks) -> Choice:
     """Choose method, window and horizon; reads three checkpoints of up to 32 matrices.
 
     Raises:
@@ -72,30 +84,83 @@ def choose(
     """
     if subject.factors is not None:
         raise FitError("a folder of factors holds rank-1 parts: --method alpharl, or name the run")
-    if options.as_adapter:
-        check_adapter(subject, planned_for(subject, options))
     asked = _asked(subject, options)
     middle = nearest_middle(subject.steps_T)
     trust = read_direction(subject, middle, compute, hooks)
-    decision = decide(
-        Evidence(
-            trust=trust,
-            steps_T=tuple(float(step) for step in subject.steps_T),
-            middle=middle,
-            scores=_scores(subject),
-            asked=asked,
-        )
+    rates = _learning_rates(subject)
+    decision = _before_the_end(
+        decide(
+            Evidence(
+                trust=trust,
+                steps_T=tuple(float(step) for step in subject.steps_T),
+                middle=middle,
+                scores=_scores(subject),
+                asked=asked,
+            )
+        ),
+        rates.clock,
+        subject.steps_T[-1],
     )
-    step = decision.step
     if options.force:
-        step = _forced(decision, asked)
-    elif not decision.goes_on:
-        raise FitError(
-            "; ".join(("nothing is written: " + decision.sentences[-1], *decision.sentences[:-1]))
-        )
-    clock, words = _clock(subject)
-    record = _record(decision, trust, subject.steps_T[middle], asked, words, options.force)
-    return _chosen(subject, options, step, clock), record
+        step, clock = _forced(decision, asked), None
+    elif decision.goes_on:
+        # Steps are whole numbers, unless others were asked for.
+        step = decision.step if decision.step == asked else float(round(decision.step))
+        clock = _uneven(rates.clock)
+    else:
+        raise FitError(_refusal(decision, asked))
+    clock_words = f"steps ({rates.reason})"
+    if clock is not None:
+        clock_words = f"cumulative learning rate ({clock.words})"
+    middle_step = subject.steps_T[middle]
+    record = _record(decision, trust, middle_step, asked, clock_words, options.force)
+    chosen = _chosen(subject, options, step, clock)
+    return Choice(chosen, record, _notices(decision, asked, step, rates))
+
+
+def _before_the_end(
+    decision: Decision, clock: LearningRateClock | None, last_step: int
+) -> Decision:
+    """Go no farther than the schedule of the learning rate: beyond it no weight moves."""
+    if clock is None or clock.max_steps is None or decision.step <= clock.max_steps:
+        return decision
+    end = float(clock.max_steps)
+    ratio = end / last_step if clock.time(end) >= MIN_RATIO * clock.time(last_step) else 1.0
+    words = f"the learning rate ends at step {clock.max_steps}, and with it the run"
+    if ratio == 1:
+        words += ": the last checkpoint is the best guess. --force extrapolates"
+    bound = "learning_rate"
+    # The last word on how far is this one.
+    sentences = (*decision.sentences[:-1], words)
+    return replace(decision, ratio=ratio, step=ratio * last_step, bound=bound, sentences=sentences)
+
+
+def _refusal(decision: Decision, asked: float | None) -> str:
+    """Say why nothing is written: what was seen first, what can be done last."""
+    words = "; ".join(decision.sentences)
+    if asked is None:
+        words = words.replace("--force extrapolates", "--force with a --target-step extrapolates")
+    return f"auto writes nothing: {words}"
+
+
+def _notices(
+    decision: Decision, asked: float | None, step: float, rates: ScheduleReading
+) -> tuple[Notice, ...]:
+    notices = []
+    if asked is not None and step < asked:
+        message = f"step {asked:g} was asked for and step {step:g} is predicted; --force goes on"
+        notices.append(Notice("auto_stops_short", message))
+    if rates.has_changed:
+        message = f"{rates.reason}: the run may go on otherwise than it went; see backtest"
+        notices.append(Notice("learning_rate_changed", message))
+    return tuple(notices)
+
+
+def _uneven(clock: LearningRateClock | None) -> LearningRateClock | None:
+    """Return a clock only where it differs from the steps."""
+    if clock is None or (clock.kind == CONSTANT and clock.warmup_steps == 0):
+        return None
+    return clock
 
 
 def planned_for(subject: Subject, options: PredictOptions) -> PredictOptions:
@@ -182,17 +247,15 @@ def _scores(subject: Subject) -> ScoreEvidence | None:
     )
 
 
-def _clock(subject: Subject) -> tuple[LearningRateClock | None, str]:
-    """Return the clock where it differs from the steps, and what is known of the learning rate."""
+def _learning_rates(subject: Subject) -> ScheduleReading:
+    """Read how the learning rate went, from the log of the last checkpoint."""
     text = trainer_state_text(subject.last, _MAX_STATE_BYTES)
     if text is None:
-        return None, "steps (no trainer_state.json says how the learning rate went)"
+        return ScheduleReading(None, "no trainer_state.json says how the learning rate went")
     reading = read_learning_rates(text)
     if reading.clock is None:
-        return None, f"steps ({reading.reason})"
-    if reading.clock.kind == CONSTANT and reading.clock.warmup_steps == 0:
-        return None, f"steps ({reading.clock.words})"
-    return reading.clock, f"cumulative learning rate ({reading.clock.words})"
+        return reading
+    return ScheduleReading(reading.clock, reading.clock.words)
 
 
 def _record(

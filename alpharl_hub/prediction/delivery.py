@@ -6,13 +6,14 @@ too; what makes the model appear (a rename, a commit) comes last.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alpharl_hub import strict_json
-from alpharl_hub.errors import PushError
+from alpharl_hub.errors import PushError, WriteError
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.output.folder import (
     check_disk,
@@ -85,6 +86,25 @@ class Destination:
             folder = lane.destination.folder
             if folder is not None:
                 check_output(folder, self.overwrite, self.work_folder)
+
+    def refuse_inputs(self, trajectory: Trajectory) -> None:
+        """Refuse a folder inside of one that is read.
+
+        Raises:
+            WriteError: it lies in a local checkpoint or base.
+        """
+        if self.folder is None:
+            return
+        output = Path(os.path.realpath(self.folder))
+        for contents in (trajectory.base, *trajectory.history):
+            checkpoint = contents.checkpoint
+            if checkpoint.commit is None and output.is_relative_to(
+                os.path.realpath(checkpoint.source)
+            ):
+                raise WriteError(
+                    f"{self.folder}: lies in {checkpoint.source}, which is read; choose another "
+                    "folder"
+                )
 
     def lanes(self, steps: Sequence[float | None]) -> tuple[Lane, ...]:
         """Return where each of several models goes: folders step_N, or branches of that name."""

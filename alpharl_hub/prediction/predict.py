@@ -154,7 +154,9 @@ def make_manifest(
         trust = ask_of(trust, ratio)
     tensors = tensor_records(results, setting.plan.files, number)
     rounding = pool_rounding(results, number)
-    shares = share_notice([record.rank1_share for record in tensors])
+    options = setting.options
+    is_rank_1 = options.method == "alpharl" and options.rank == 1 and not options.keep_residual
+    shares = share_notice([record.rank1_share for record in tensors]) if is_rank_1 else ()
     return Manifest(
         schema=SCHEMA,
         kind=KIND_MODEL,

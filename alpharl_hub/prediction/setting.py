@@ -170,6 +170,7 @@ def plan_target(
     notices = (
         *subject.notices,
         *target.notices,
+        *_adapter_notice(subject, options),
         *(
             ()
             if dtype or options.as_adapter
@@ -188,6 +189,17 @@ def plan_target(
         last_position=last_position,
     )
     return Setting(subject, options, target, recipe, plan, notices, auto)
+
+
+def _adapter_notice(subject: Subject, options: PredictOptions) -> tuple[Notice, ...]:
+    """Say what an adapter of a run of whole models leaves behind."""
+    if not options.as_adapter or subject.last.adapter is not None:
+        return ()
+    message = (
+        "as an adapter the prediction leaves embeddings, norms and all else out of scope at the "
+        "base's values (--others base); a whole model takes them from the last checkpoint"
+    )
+    return (Notice("adapter_others", message),)
 
 
 def settled_others(subject: Subject, options: PredictOptions) -> str:

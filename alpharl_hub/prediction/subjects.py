@@ -129,6 +129,10 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
         raise ManifestError(f"{path}: the manifest of {manifest.kind}, not of a predicted model")
     run = manifest.run
     _check_steps(run, str(path))
+    if request.run and all(record.commit is not None for record in run.checkpoints):
+        raise ManifestError(
+            f"{path}: names its checkpoints on the Hub, commits and all; leave out RUN"
+        )
     wanted = _options(manifest.method, str(path), is_swept=manifest.sweep is not None)
     base, start, history = _open(run, run.checkpoints, request, _by_step(run, request))
     options = ScopeOptions(run.include, run.exclude, force=True)

@@ -116,12 +116,15 @@ class LearningRateClock:
 class ScheduleReading:
     """The clock, or None where the rates to come are unknown; `reason` says which and why.
 
+    `has_changed`: the rates changed along no schedule that is known.
+
     A warm-up that ends before the first logged rate leaves no trace but in the shape of a cosine:
     the clock has none then, and reads at most half of those updates too much.
     """
 
     clock: LearningRateClock | None
     reason: str
+    has_changed: bool = False
 
 
 def read_learning_rates(text: str) -> ScheduleReading:
@@ -149,7 +152,7 @@ def read_learning_rates(text: str) -> ScheduleReading:
     fits = _fits(rates, max_steps, warmups)
     worst, _, clock = min(fits, key=lambda fit: fit[:2])
     if worst > TOLERANCE:
-        return ScheduleReading(None, _why_unknown(rates, max_steps))
+        return ScheduleReading(None, _why_unknown(rates, max_steps), has_changed=True)
     return ScheduleReading(clock, clock.words)
 
 

@@ -88,8 +88,11 @@ def parse_settings(config: Mapping[str, object], where: str) -> AdapterSettings:
             f"repo holds; {_MERGE}"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not _is_number(alpha) or rank < 1:
-        raise TrajectoryError(f"{where}: r is {rank!r} and lora_alpha {alpha!r}; no adapter config")
+    if not isinstance(rank, int) or not _is_number(alpha) or rank < 1 or alpha == 0:
+        raise TrajectoryError(
+            f"{where}: r is {rank!r} and lora_alpha {alpha!r}, which no LoRA has; mend it, or "
+            "leave this step out with --steps"
+        )
     return AdapterSettings(
         rank=rank,
         alpha=float(alpha),

@@ -138,10 +138,10 @@ def _named(steps: Sequence[int]) -> str:
 def _without(left_behind: set[int], fresh: Sequence[int]) -> str:
     """Say which option leaves them out."""
     if min(left_behind) > fresh[-1]:
-        return f"--until {fresh[-1]} leaves them out"
+        return f"--until {fresh[-1]} goes without"
     if len(fresh) <= _MAX_NAMED:
-        return f"--steps {','.join(map(str, fresh))} leaves them out"
-    return "--steps leaves them out"
+        return f"--steps {','.join(map(str, fresh))} goes without"
+    return "--steps goes without"
 
 
 def tell_end(client: HubClient, listing: Listing, revision: str, head: str) -> tuple[Notice, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from alpharl_hub.errors import SourceError, TrajectoryError
-from alpharl_hub.manifest import Notice
+from alpharl_hub.manifest import MANIFEST_NAME, Notice
 from alpharl_hub.sources.contents import find_weights_folder
 from alpharl_hub.sources.listing import Listing, keep_complete
 from alpharl_hub.sources.local import LocalFolder, list_step_folders
@@ -56,7 +56,8 @@ class LocalRun:
 
     def _family(self, names: tuple[str, ...]) -> Family | None:
         if self.pattern is None:
-            return choose_family(find_families(names), self.text, f"{self.text.rstrip('/')}/*")
+            families = [f for f in find_families(names) if not self._is_predicted(f)]
+            return choose_family(tuple(families), self.text, f"{self.text.rstrip('/')}/*")
         family = match_pattern(self.pattern, names)
         if not family.names:
             raise TrajectoryError(
@@ -65,6 +66,10 @@ class LocalRun:
                 else f"{self.root}: no folder fits {self.pattern}; it has no folders"
             )
         return family
+
+    def _is_predicted(self, family: Family) -> bool:
+        """Whether this tool wrote all of it: predictions beside a run are no run of their own."""
+        return all((self.root / name / MANIFEST_NAME).is_file() for name in family.names.values())
 
     def no_steps(self) -> TrajectoryError:
         """Say that the folder is one model, or none."""

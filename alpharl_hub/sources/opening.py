@@ -10,7 +10,12 @@ from pathlib import Path
 
 from alpharl_hub.errors import ScoreError, SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
-from alpharl_hub.scores.table import ScoreTable, parse_scores, scores_from_trainer_state
+from alpharl_hub.scores.table import (
+    ScoreTable,
+    parse_scores,
+    require_scores,
+    scores_from_trainer_state,
+)
 from alpharl_hub.sources.adapter_fitting import fit_to_base
 from alpharl_hub.sources.adapters import moves_base
 from alpharl_hub.sources.base_choice import BaseAnswer, choose_base
@@ -135,7 +140,8 @@ def open_trajectory(request: RunRequest) -> Trajectory:
         card=source.card_text(kept[-1].checkpoint),
         notices=(
             *(*listing.notices, *aside, *_tell_selection(request, steps, opened)),
-            *(*_tell_other_bases(kept), *notices),
+            *(*_tell_settings(kept), *_tell_missing_scores(request, scores, kept)),
+            *(*_tell_other_bases(kept), *_tell_named_base(kept[-1], base, answer), *notices),
         ),
         keep_repeats=request.keep_repeats,
         start=start if _has_moved_base(kept) else None,
@@ -165,6 +171,31 @@ def _tell_other_bases(history: Sequence[CheckpointContents]) -> tuple[Notice, ..
         return ()
     message = f"the adapters name different bases: {', '.join(different[:3])}; one is used for all"
     return (Notice("adapter_bases", message),)
+
+
+def _tell_named_base(
+    last: CheckpointContents, base: CheckpointContents, answer: BaseAnswer
+) -> tuple[Notice, ...]:
+    """Mention a base on the Hub that is another than the adapter names."""
+    named = last.adapter.get("base_model_name_or_path") if last.adapter is not None else None
+    source = base.checkpoint.source
+    if answer.chosen_by == "adapter" or base.checkpoint.commit is None or not named:
+        return ()
+    if not isinstance(named, str) or named.count("/") != 1 or named == source:
+        return ()
+    message = f"the adapter names {named} as its base, and {source} is taken"
+    return (Notice("adapter_base", message),)
+
+
+def _tell_settings(history: Sequence[CheckpointContents]) -> tuple[Notice, ...]:
+    """Mention adapters of one run that scale their updates differently."""
+    keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    adapters = [c.adapter for c in history if c.adapter is not None]
+    uneven = [key for key in keys if len({repr(a.get(key)) for a in adapters}) > 1]
+    if not uneven:
+        return ()
+    message = f"the checkpoints' adapter configs differ in {', '.join(uneven)}: is that the run's?"
+    return (Notice("adapter_settings", message),)
 
 
 def _has_moved_base(history: Sequence[CheckpointContents]) -> bool:
@@ -230,6 +261,22 @@ def _open_all(
         return list(pool.map(lambda place: open_contents(*place), places))
 
 
+def _tell_missing_scores(
+    request: RunRequest, scores: ScoreTable | None, history: Sequence[CheckpointContents]
+) -> tuple[Notice, ...]:
+    """Mention scores that cannot be used because some are missing."""
+    if request.scores is None or scores is None:
+        return ()
+    missing = [_step(c.checkpoint) for c in history if scores.at(_step(c.checkpoint)) is None]
+    if not missing:
+        return ()
+    message = (
+        f"{request.scores.name}: no score for {len(missing)} of {len(history)} checkpoints (step "
+        f"{missing[0]}, ...): scores count only where every checkpoint has one"
+    )
+    return (Notice("scores_missing", message),)
+
+
 def _tell_selection(
     request: RunRequest, steps: Sequence[int], opened: Sequence[CheckpointContents]
 ) -> tuple[Notice, ...]:
@@ -253,7 +300,11 @@ def _find_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> 
             text = request.scores.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ScoreError(f"{request.scores}: cannot be read as text ({error})") from error
-        return parse_scores(text, request.scores.name, request.score_key, request.lower_is_better)
+        table = parse_scores(text, request.scores.name, request.score_key, request.lower_is_better)
+        steps = [_step(c.checkpoint) for c in history]
+        if all(table.at(step) is None for step in steps):
+            require_scores(table, steps)
+        return table
     return _logged_scores(request, history)
 
 

@@ -17,6 +17,7 @@ from alpharl_hub import strict_json
 from alpharl_hub.card.make import make_card
 from alpharl_hub.errors import FitError
 from alpharl_hub.manifest import MANIFEST_NAME, Manifest, SweepRecord, read_manifest
+from alpharl_hub.methods import AUTO
 from alpharl_hub.output.folder import check_disk, publish, write_file
 from alpharl_hub.output.journal import DEFAULT_PARENT, RESULT_FOLDER, open_journal
 from alpharl_hub.prediction.automatic import planned_for
@@ -78,6 +79,7 @@ def sweep(
         FitError: the method has no answer. ScoreError: an evaluation gave no score.
         ResourceError, WriteError, PushError: the disk or the Hub refuses.
     """
+    request = _with_last(subject, options, request)
     final = _setting(subject, options, request, compute)
     endpoints_setting = _setting(subject, replace(options, dtype="float32"), request, compute)
     need = disk_need(final.plan.files)
@@ -105,6 +107,17 @@ def sweep(
         manifest=str(folder / MANIFEST_NAME) if folder is not None else MANIFEST_NAME,
     )
     return SweepAnswer(SCHEMA, swept.outcome, output, str(request.logs), manifest.warnings)
+
+
+def _with_last(subject: Subject, options: PredictOptions, request: SweepRequest) -> SweepRequest:
+    """Have the last checkpoint scored too, where a prediction of its step is the same."""
+    search = request.options.search
+    is_anchored = options.method == AUTO or options.anchor == "last"
+    last = float(subject.steps_T[-1])
+    if search.axis != STEP or not is_anchored or search.values is None or last in search.values:
+        return request
+    wanted = replace(search, values=(last, *search.values))
+    return replace(request, options=replace(request.options, search=wanted))
 
 
 def _setting(
