@@ -18,7 +18,6 @@ from alpharl_hub.reporting.report import QUICK_LAYERS, sample_layers
 from alpharl_hub.results import SCHEMA
 from alpharl_hub.scope import ScopedTensor, count_matrices
 from alpharl_hub.trajectory import LowRankRef, Trajectory
-from alpharl_hub.windows.devices import choose_devices, fit_workers
 from alpharl_hub.windows.plan import (
     MIN_WINDOW_BYTES,
     WINDOW_BYTES,
@@ -26,7 +25,7 @@ from alpharl_hub.windows.plan import (
     group_by_bytes,
     plan_analysis,
 )
-from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+from alpharl_hub.windows.streaming import Compute, Hooks, find_crew, stream
 
 _COUNTED_READINGS = 3
 """Base, middle and last: what `window_memory_bytes` takes to be kept of a window with a probe."""
@@ -123,11 +122,9 @@ def _read(
     steps_T = trajectory.steps_T
     middles = [w.fitted[nearest_middle([steps_T[t] for t in w.fitted])] for w in windows]
     read = _windows_to_read(matrices, len(steps_T))
-    workers = fit_workers(
-        read, choose_devices(compute.devices), _num_deltas_held(read), 0, compute.memory_bytes
-    )
+    crew = find_crew(read, compute, _num_deltas_held(read))
     work = WindowBacktester(trajectory, design, windows, middles)
-    found = stream(trajectory, read, work, Reading(workers.devices, hooks), Sums)
+    found = stream(trajectory, read, work, crew.reading(hooks), Sums)
     return add_sums([sums for index in sorted(found) for sums in found[index]])
 
 

@@ -12,6 +12,7 @@ import click
 from alpharl_hub.cli.options import (
     StepAt,
     compute_options,
+    executor_options,
     output_options,
     run_options,
     split_list,
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     help="Where --evaluate has its models and logs.  [backtest.work]",
 )
 @compute_options
+@executor_options
 @output_options
 def backtest(run: str, as_json: bool, verbose: bool, **options: Any) -> None:
     """Does RUN extrapolate? Fit its early checkpoints and predict later ones that exist.
@@ -77,14 +79,15 @@ def backtest(run: str, as_json: bool, verbose: bool, **options: Any) -> None:
         if not as_json:
             print_backtest(tested, verbose, data_console())
 
+    asked = {**options, "verbose": verbose}
     with running(options) as session:
         scoring = _scoring(options, show, session.stop)
         try:
             answer = backtest_run(
-                run_request(run, {**options, "verbose": verbose}, session.stop),
+                run_request(run, asked, session.stop),
                 scope_options(options),
                 _backtest_options(options),
-                compute_request(options),
+                compute_request(asked),
                 session.hooks(),
                 scoring,
             )

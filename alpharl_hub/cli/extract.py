@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
+from alpharl_hub.cli.options import (
+    compute_options,
+    executor_options,
+    output_options,
+    run_options,
+    work_options,
+)
 from alpharl_hub.cli.requests import compute_request, run_request, scope_options
 from alpharl_hub.cli.running import print_json, running, show_notices
 
@@ -27,6 +33,7 @@ from alpharl_hub.cli.running import print_json, running, show_notices
 @run_options
 @click.option("--force", is_flag=True, help="Go on though the base looks wrong.")
 @compute_options
+@executor_options
 @work_options
 @output_options
 def extract(run: str, output: Path, rank: int, as_json: bool, **options: Any) -> None:

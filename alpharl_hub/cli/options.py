@@ -94,6 +94,25 @@ def compute_options(command: Command) -> Command:
     )
 
 
+def executor_options(command: Command) -> Command:
+    """Add what says on how many machines the work is done."""
+    return add_options(
+        (
+            click.option(
+                "--executor",
+                type=click.Choice(["local", "ray"]),
+                default="local",
+                show_default=True,
+                help="Work on this machine, or on a Ray cluster.",
+            ),
+            click.option(
+                "--address", metavar="HOST:PORT", help="The Ray cluster. [this machine's, or a new]"
+            ),
+        ),
+        command,
+    )
+
+
 def work_options(command: Command) -> Command:
     """Add what says where unfinished work lies and whether an output may be replaced."""
     return add_options(

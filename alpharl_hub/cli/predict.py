@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
+from alpharl_hub.cli.options import (
+    compute_options,
+    executor_options,
+    output_options,
+    run_options,
+    work_options,
+)
 from alpharl_hub.cli.predict_options import (
     REPEATED_OPTIONS,
     as_adapter_option,
@@ -47,6 +53,7 @@ from alpharl_hub.cli.running import print_json, running, show_auto, show_notices
 @run_options
 @push_options
 @compute_options
+@executor_options
 @work_options
 @output_options
 def predict(

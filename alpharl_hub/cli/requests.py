@@ -69,10 +69,19 @@ def scope_options(options: Mapping[str, Any]) -> ScopeOptions:
 
 
 def compute_request(options: Mapping[str, Any]) -> Compute:
-    """Build what says where to compute."""
-    from alpharl_hub.windows.streaming import Compute
+    """Build what says where to compute.
 
-    return Compute(split_list(options["devices"]), options["memory"])
+    Raises:
+        click.UsageError: an address without a cluster.
+    """
+    from alpharl_hub.windows.streaming import Cluster, Compute
+
+    cluster, address = None, options.get("address")
+    if options.get("executor") == "ray":
+        cluster = Cluster(address, options["verbose"])
+    elif address is not None:
+        raise click.UsageError("--address is that of a Ray cluster: add --executor ray")
+    return Compute(split_list(options["devices"]), options["memory"], cluster)
 
 
 def prediction_options(options: Mapping[str, Any]) -> PredictOptions:

@@ -31,6 +31,7 @@ def main() -> int:
         multipart_chunk_bytes=options.multipart_chunk_bytes,
         bytes_per_s=options.rate,
         port=options.port,
+        certificate=options.certificate,
     ) as hub:
         endpoints = {"endpoint": hub.endpoint, "storage_endpoint": hub.storage_endpoint}
         sys.stdout.write(json.dumps(endpoints) + "\n")
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--token", type=_pair, action="append", default=[], metavar="TOKEN=USER")
     add("--org", type=_pair, action="append", default=[], metavar="NAME=USER,USER")
     add("--rate", type=float, metavar="BYTES_PER_S", help="limit of all downloads together")
+    add("--certificate", type=Path, metavar="PEM", help="large files over TLS; with its key")
     add("--page-size", type=int, default=1000, help="entries in one page of a listing")
     add("--multipart-chunk-bytes", type=int, help="larger uploads go in parts of this size")
     add("--signed-url-lifetime", type=float, default=3600.0, metavar="SECONDS")

@@ -22,7 +22,8 @@ class LocalHub:
     `root` is a folder that keeps everything, one Hub at a time. `tokens` maps tokens to users, and
     `orgs` organisations to members; a namespace that is neither a user nor in `orgs` is open to
     every user. `multipart_chunk_bytes` makes larger uploads go in parts of that size.
-    `bytes_per_s` limits all downloads together. Port 0 takes a free one.
+    `bytes_per_s` limits all downloads together. Port 0 takes a free one. With a `certificate` (PEM,
+    its key included, for localhost) large files are served over TLS.
     """
 
     def __init__(
@@ -36,18 +37,20 @@ class LocalHub:
         multipart_chunk_bytes: int | None = None,
         bytes_per_s: float | None = None,
         port: int = 0,
+        certificate: Path | None = None,
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         members = {name: frozenset(users) for name, users in (orgs or {}).items()}
         self._stopping = Event()
         pacer = Pacer(bytes_per_s, self._stopping)
         api = OriginServer("api", port, pacer, self._stopping)
-        storage = OriginServer("storage", 0, pacer, self._stopping)
+        storage = OriginServer("storage", 0, pacer, self._stopping, certificate)
+        scheme = "http" if certificate is None else "https"
         self._servers = (api, storage)
         self._state = HubState(
             endpoint=f"http://127.0.0.1:{api.server_port}",
             # Another host name makes another origin, to which clients send no credentials.
-            storage_endpoint=f"http://localhost:{storage.server_port}",
+            storage_endpoint=f"{scheme}://localhost:{storage.server_port}",
             storage=Storage(root),
             accounts=Accounts(dict(tokens or {}), members),
             signer=Signer(signed_url_lifetime_s),

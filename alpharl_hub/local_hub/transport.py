@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from threading import Condition, Event, Lock
 from typing import Any, BinaryIO
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -30,11 +32,18 @@ from alpharl_hub.local_hub.state import HubState
 
 SEND_BYTES = 4 << 20
 PACED_SEND_BYTES = 64 << 10
+PACED_SEND_S = 0.002
+TLS_SEND_BYTES = 256 << 10
+BURST_S = 0.01
 CLOSE_TIMEOUT_S = 10.0
 
 
 class Pacer:
-    """Lets all bodies together leave at no more than `bytes_per_s`, None for no limit."""
+    """Lets all bodies together leave at no more than `bytes_per_s`, None for no limit.
+
+    Who comes late may catch up with BURST_S, or a fast link would lose what every wait oversleeps.
+    A piece takes no less than PACED_SEND_S of it: small ones cost the client a receive each.
+    """
 
     def __init__(self, bytes_per_s: float | None, stopping: Event) -> None:
         self._bytes_per_s = bytes_per_s
@@ -43,16 +52,19 @@ class Pacer:
         self._free_at_s = 0.0
         self.piece_bytes = SEND_BYTES
         if bytes_per_s is not None:
-            self.piece_bytes = max(1, min(PACED_SEND_BYTES, int(bytes_per_s / 20)))
+            smooth_bytes = max(PACED_SEND_BYTES, int(bytes_per_s * PACED_SEND_S))
+            self.piece_bytes = max(1, min(smooth_bytes, int(bytes_per_s / 20)))
 
     def wait(self, num_bytes: int) -> None:
         """Wait for the time that these bytes take."""
         if self._bytes_per_s is None:
             return
         with self._lock:
-            start_s = max(time.monotonic(), self._free_at_s)
-            self._free_at_s = start_s + num_bytes / self._bytes_per_s
-        self._stopping.wait(self._free_at_s - time.monotonic())
+            now_s = time.monotonic()
+            start_s = max(now_s - BURST_S, self._free_at_s)
+            self._free_at_s = done_s = start_s + num_bytes / self._bytes_per_s
+        if done_s > now_s:
+            self._stopping.wait(done_s - now_s)
 
 
 class OriginServer(ThreadingHTTPServer):
@@ -63,8 +75,22 @@ class OriginServer(ThreadingHTTPServer):
     request_queue_size = 128
     hub: HubState
 
-    def __init__(self, origin: Origin, port: int, pacer: Pacer, stopping: Event) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        port: int,
+        pacer: Pacer,
+        stopping: Event,
+        certificate: Path | None = None,
+    ) -> None:
         super().__init__(("127.0.0.1", port), HubHandler)
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            # Shaking hands is left to the connection's own thread: others go on meanwhile.
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.origin: Origin = origin
         self.pacer = pacer
         self.stopping = stopping
@@ -95,8 +121,8 @@ class OriginServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Pass over clients that went away; show everything else."""
-        if not isinstance(sys.exc_info()[1], (ConnectionError, BrokenBodyError)):
+        """Pass over clients that went away or do not trust us; show everything else."""
+        if not isinstance(sys.exc_info()[1], (ConnectionError, ssl.SSLError, BrokenBodyError)):
             super().handle_error(request, client_address)
 
 
@@ -231,10 +257,17 @@ class _BodySender:
             count = min(self._pacer.piece_bytes, stop - self.sent_bytes)
             self._pacer.wait(count)
             try:
-                self._connection.sendfile(self._file, self._start + self.sent_bytes, count)
+                self._send_piece(count)
             finally:
                 # After an error, too, `sendfile` leaves the file where the sent bytes end.
                 self.sent_bytes = self._file.tell() - self._start
+
+    def _send_piece(self, count: int) -> None:
+        if isinstance(self._connection, ssl.SSLSocket):
+            # Its own sendfile goes by 8 KiB, half a record.
+            self._connection.sendall(self._file.read(min(count, TLS_SEND_BYTES)))
+        else:
+            self._connection.sendfile(self._file, self._start + self.sent_bytes, count)
 
     def close(self) -> None:
         """Close the file."""

@@ -7,6 +7,7 @@ under a temporary name and gets its own when every byte is there and on the disk
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,14 +110,28 @@ class ShardWriter:
     def write(self, filename: str, start: int, data: memoryview) -> None:
         """Write `data` at byte `start` of a shard."""
         path = self.folder / (filename + PARTIAL_SUFFIX)
-        write_at(self._descriptors[filename], start, data, path)
+        write_at(self._descriptor(filename), start, data, path)
 
     def sync(self, filename: str) -> None:
         """Return when what was written to a shard survives a power cut."""
         try:
-            os.fsync(self._descriptors[filename])
+            os.fsync(self._descriptor(filename))
         except OSError as error:
             raise write_error(self.folder / filename, error) from error
+
+    def _descriptor(self, filename: str) -> int:
+        return self._descriptors[filename]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Give another process a writer of the same files.
+
+        They are on the disk first: a machine that shares it may else write its copy of a block
+        back over what another has put there.
+        """
+        for filename in self._descriptors:
+            self.sync(filename)
+        inodes = {name: os.fstat(fd).st_ino for name, fd in self._descriptors.items()}
+        return SharedShardWriter, (self.folder.absolute(), tuple(self.files.values()), inodes)
 
     def complete(self, filename: str) -> Path:
         """Give a shard its final name; every byte of it must have been written."""
@@ -133,6 +148,50 @@ class ShardWriter:
         """Close what is open and leave the files as they are, for a later start."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+
+class SharedShardWriter(ShardWriter):
+    """Writes into shards that another process has opened, maybe on another machine.
+
+    A shard is open from the first `write` to `sync`, so that its disk space is given back when it
+    is deleted. `inodes` tell the files from others that have the same path on this machine.
+    """
+
+    def __init__(
+        self, folder: Path, files: Sequence[OutputFile], inodes: Mapping[str, int]
+    ) -> None:
+        super().__init__(folder, files)
+        self._inodes = inodes
+
+    def _descriptor(self, filename: str) -> int:
+        if filename not in self._descriptors:
+            self._descriptors[filename] = self._open_shared(filename)
+        return self._descriptors[filename]
+
+    def _open_shared(self, filename: str) -> int:
+        path = self.folder / (filename + PARTIAL_SUFFIX)
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except FileNotFoundError as error:
+            raise _not_shared(path) from error
+        except OSError as error:
+            raise write_error(path, error) from error
+        if os.fstat(descriptor).st_ino != self._inodes.get(filename):
+            os.close(descriptor)
+            raise _not_shared(path)
+        return descriptor
+
+    def sync(self, filename: str) -> None:
+        """Return when what was written survives a power cut; the shard is closed."""
+        super().sync(filename)
+        os.close(self._descriptors.pop(filename))
+
+
+def _not_shared(path: Path) -> WriteError:
+    return WriteError(
+        f"{path}: not the same file on {socket.gethostname()}; choose an output folder (or "
+        "--work-dir) that all machines of the cluster share"
+    )
 
 
 def write_at(descriptor: int, start: int, data: bytes | memoryview, path: Path) -> None:

@@ -48,6 +48,16 @@ class HubFolder:
         self._cached: dict[str, str | None] = {}
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, object]:
+        """Give another process all but what is of this machine; addresses save it to ask anew."""
+        with self._lock:
+            state = {**self.__dict__, "_addresses": dict(self._addresses), "_cached": {}}
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     def files(self) -> Mapping[str, StoredFile]:
         """List the folder from the commit's tree, which is asked for once."""
         return below(self._client.tree(self._repo, self._commit, self._label), self._prefix)

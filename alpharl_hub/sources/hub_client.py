@@ -91,18 +91,41 @@ class HubClient:
         self.endpoint = constants.ENDPOINT
         check_address(self.endpoint, "HF_ENDPOINT")
         self.token = token
+        self._looks_for_token = True
+        self._connect(patience)
+        self._refs: dict[str, RepoRefs] = {}
+        self._trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
+        self._facts: dict[str, RepoFacts] = {}
+        self._histories: dict[tuple[str, str], tuple[RepoCommit, ...]] = {}
+
+    def _connect(self, patience: Patience) -> None:
         self.api = HfApi(
             endpoint=self.endpoint,
-            token=token,
+            token=self._sent_token(),
             library_name="alpharl-hub",
             library_version=__version__,
         )
         self.reader = RangeReader(patience)
         self._patience = patience
-        self._refs: dict[str, RepoRefs] = {}
-        self._trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
-        self._facts: dict[str, RepoFacts] = {}
-        self._histories: dict[tuple[str, str], tuple[RepoCommit, ...]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Give another process the same Hub, token and answers.
+
+        The token of that machine may be for another Hub: it takes this one's, or none.
+        """
+        state = {**self.__dict__, "token": self._found_token(), "_looks_for_token": False}
+        return {key: state[key] for key in state.keys() - {"api", "reader", "_patience"}}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        self.__dict__.update(state)
+        self._connect(Patience())
+
+    def _found_token(self) -> str | None:
+        return self.token or (get_token() if self._looks_for_token else None)
+
+    def _sent_token(self) -> str | bool | None:
+        """The client's own words: None lets it look for a token, False forbids it."""
+        return self.token if self.token or self._looks_for_token else False
 
     def ask(self, what: str, question: Callable[[], Answer]) -> Answer:
         """Put one question, again while the server is busy or the line is down.
@@ -139,7 +162,7 @@ class HubClient:
 
     def has_token(self) -> bool:
         """Whether requests carry a token."""
-        return (self.token or get_token()) is not None
+        return self._found_token() is not None
 
     def refs(self, repo: str) -> RepoRefs:
         """List branches and tags once, in one request."""
@@ -231,7 +254,7 @@ class HubClient:
 
         def question() -> tuple[object, str | None]:
             headers = build_hf_headers(
-                token=self.token, library_name="alpharl-hub", library_version=__version__
+                token=self._sent_token(), library_name="alpharl-hub", library_version=__version__
             )
             # The client's session has no timeout of its own.
             response = get_session().get(url, headers=headers, timeout=_TIMEOUT_S)
@@ -268,7 +291,7 @@ class HubClient:
 
     def _headers_for(self, url: str) -> Mapping[str, str]:
         """Credentials for the Hub's own origin, nothing for any other."""
-        token = self.token or get_token()
+        token = self._found_token()
         if token is None or origin_of(url) != origin_of(self.endpoint):
             return {}
         return {"Authorization": f"Bearer {token}"}

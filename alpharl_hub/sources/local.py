@@ -58,6 +58,10 @@ class LocalFolder:
                     ) from error
             return self._descriptors[filename]
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Give another process the folder, wherever it works; it opens files itself."""
+        return LocalFolder, (self.path.absolute(),)
+
     def __del__(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)

@@ -52,7 +52,7 @@ def run_cli_with_lowrank(arguments: list[str], q: int, niter: int) -> Measured:
     from alpharl_hub.numerics import factors
     from tests.bench.rivals import lowrank_triplets
 
-    factors.leading_triplets = lowrank_triplets(q, niter)
+    vars(factors)["leading_triplets"] = lowrank_triplets(q, niter)
     return run_cli(arguments)
 
 
@@ -119,6 +119,7 @@ def main() -> None:
         "raw": read_raw,
         "download": reference.download,
         "load": reference.load,
+        "merge": reference.merge,
     }
     print(json.dumps(works[sys.argv[1]](**json.load(sys.stdin))))
 

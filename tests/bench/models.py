@@ -4,7 +4,7 @@ Letters: M rows, N columns, K planted directions, T checkpoints.
 
 W_0 is normal with a deviation of 0.02. What is added at a checkpoint has K directions whose sizes
 fall from sigma_2/sigma_1 = 0.7 on, and noise; together they change about as many bf16 values as
-published RL runs do, and sigma_1^2 is about a seventh of the stored update's squared norm.
+published RL runs do, and sigma_1^2 is about a twelfth of the stored update's squared norm.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from torch import Tensor
 from alpharl_hub.safetensors_header import encode_header
 from alpharl_hub.tensor_bytes import memory_of
 
-DIRECTIONS = 12
+DIRECTIONS = 48
+"""More than the rivals' sketches are wide: updates of real runs have no such end."""
 BASE_DEVIATION, LOW_RANK_DEVIATION, NOISE_DEVIATION = 0.02, 4e-5, 2e-5
 BLOCK_ELEMENTS = 1 << 22
 POOL_ELEMENTS = (1 << 24) + 43
@@ -179,7 +180,7 @@ def _tensor_blocks(
         yield [torch.ones(shape)] * (1 + len(shares))
         return
     rows, columns = shape
-    size_K = 0.7 * 0.9 ** torch.arange(DIRECTIONS)
+    size_K = 0.7 * 0.95 ** (torch.arange(DIRECTIONS) - 1.0)
     size_K[0] = 1.0
     size_K *= LOW_RANK_DEVIATION / torch.linalg.vector_norm(size_K)
     right_KN = normal.take(DIRECTIONS * columns).view(DIRECTIONS, columns)
@@ -192,7 +193,7 @@ def _tensor_blocks(
         found = [base_MN]
         for share in shares:
             # Later directions come in later, so that the leading one turns a little.
-            course_K = share ** (1 + 0.05 * torch.arange(DIRECTIONS))
+            course_K = share ** (1 + 0.02 * torch.arange(DIRECTIONS))
             noise_MN = normal.take(height * columns).view(height, columns)
             moved_MN = torch.addmm(base_MN, left_MK * course_K, right_KN)
             found.append(moved_MN.add_(noise_MN, alpha=NOISE_DEVIATION * share**0.5))

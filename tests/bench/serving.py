@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from alpharl_hub.local_hub import LocalHub, child_environment
-
 from tests.bench.models import RunFolders
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +83,7 @@ class Server:
 
 
 def _is_file(record: Mapping[str, Any]) -> bool:
-    return record["path"].startswith("/api/resolve-cache/")
+    return str(record["path"]).startswith("/api/resolve-cache/")
 
 
 def fill_hub(root: Path, run: RunFolders) -> None:
@@ -118,8 +117,11 @@ def serve(
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            extra = {} if certificate is None else {"SSL_CERT_FILE": str(certificate)}
-            yield Server(**json.loads(process.stdout.readline()), home=home, extra_environment=extra)
+            names = () if certificate is None else ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")
+            extra = dict.fromkeys(names, str(certificate))
+            yield Server(
+                **json.loads(process.stdout.readline()), home=home, extra_environment=extra
+            )
         finally:
             process.stdin.close()
             process.wait(30)
