@@ -46,6 +46,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "transformers": ("demo.task",),
     "torch": (
         *("numerics", "methods", "tensor_bytes", "windows.reader", "windows.devices"),
+        "windows.buffers",
         *("base_check", "prediction.predict", "prediction.setting", "prediction.deltas"),
         *(
             "prediction.survey",

@@ -103,7 +103,7 @@ def subtract(out: Tensor, stored: Tensor, base: Tensor) -> Tensor:
     for start in range(0, out_P.numel(), step):
         chunk = out_P[start : start + step]
         chunk.copy_(stored_P[start : start + step])
-        chunk.sub_(base_P[start : start + step].to(torch.float32))
+        chunk.sub_(base_P[start : start + step])  # widened before it is subtracted
     return out
 
 

@@ -26,12 +26,14 @@ from alpharl_hub.output.shards import ShardWriter
 from alpharl_hub.prediction.deltas import Origin, delta_of, dense_weights, require_finite
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import LowRankRef, TensorRef, Trajectory
+from alpharl_hub.windows.buffers import take
 from alpharl_hub.windows.plan import (
     BASE,
     COPIED,
     FROM_BASE,
     LINEAR,
     ROUNDED_ELEMENTS,
+    ROUNDED_ON_DEVICE,
     START,
     Part,
 )
@@ -187,10 +189,11 @@ class PartState:
     ) -> tuple[Tensor, Rounding | None]:
         """Add the update to its anchor and round, a chunk at a time: fp32 copies stay small."""
         base_P, last_P = self.stored[BASE][0].reshape(-1), last.reshape(-1)
-        rounded_P = torch.empty(base_P.shape, dtype=dtype, device=base_P.device)
+        rounded_P = take(base_P.numel(), dtype, base_P.device)
         roundings = []
-        for start in range(0, base_P.numel(), ROUNDED_ELEMENTS):
-            run = slice(start, start + ROUNDED_ELEMENTS)
+        step = ROUNDED_ELEMENTS if base_P.device.type == "cpu" else ROUNDED_ON_DEVICE
+        for start in range(0, base_P.numel(), step):
+            run = slice(start, start + step)
             base_run, last_run = base_P[run].to(torch.float32), last_P[run].to(torch.float32)
             delta, offset = (
                 delta_hat.entries(run),
@@ -247,7 +250,7 @@ def observe_window(
     """Let the checkpoints of a window stream by; returns its parts, ready to predict."""
     states = [PartState(part, recipe, labels) for part in reads.window.parts]
     largest = max(part.num_elements for part in reads.window.parts)
-    scratch = torch.empty(largest, dtype=torch.float32, device=device)
+    scratch = take(largest, torch.float32, device)
     for position, stored in reads.readings:
         for place, tensors in stored.items():
             states[place].see(position, tensors, scratch)

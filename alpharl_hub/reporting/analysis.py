@@ -13,6 +13,7 @@ from alpharl_hub.numerics.direction import DirectionSums, direction_sums
 from alpharl_hub.numerics.factors import FactorBuilder, Factors, MatrixQuality, quality_of
 from alpharl_hub.prediction.deltas import delta_of, dense_weights, origin_of
 from alpharl_hub.trajectory import Trajectory
+from alpharl_hub.windows.buffers import take
 from alpharl_hub.windows.plan import BASE, START, Part
 from alpharl_hub.windows.reader import StoredTensors, labels_by_position
 
@@ -70,7 +71,7 @@ class WindowAnalyser:
         builders = [FactorBuilder(part.name, self._rank) for part in parts]
         kept: dict[int, StoredTensors] = {}
         largest = max(part.num_elements for part in parts)
-        scratch = torch.empty(largest, dtype=torch.float32, device=device)
+        scratch = take(largest, torch.float32, device)
         for position, stored in reads.readings:
             if position in (START, BASE, self._middle, self._last):
                 kept[position] = dict(stored)

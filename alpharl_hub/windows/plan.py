@@ -25,8 +25,8 @@ MIN_WINDOW_BYTES = 4 << 20
 MAX_RANGE_BYTES = 16 << 20
 """One request; ten times the time to its first byte at 100 MB/s and 15 ms."""
 
-ROUNDED_ELEMENTS = 1 << 22
-"""A prediction is rounded in chunks of so many entries: 16 MiB in fp32, six of them at a time."""
+ROUNDED_ELEMENTS, ROUNDED_ON_DEVICE = 1 << 17, 1 << 22
+"""A prediction is rounded in chunks of so many entries: on a CPU they stay in its cache."""
 
 BASE, START = -1, -2
 """Positions of the base, and of the adapter of step 0 where a LoRA run began with another product

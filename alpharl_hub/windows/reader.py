@@ -14,6 +14,7 @@ from torch import Tensor
 from alpharl_hub.byte_ranges import PlannedRange, dest_starts, plan_ranges
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import CheckpointContents, TensorRef, Trajectory
+from alpharl_hub.windows.buffers import POOL
 from alpharl_hub.windows.plan import MAX_RANGE_BYTES, Window, read_once
 
 StoredTensors = Mapping[int, tuple[Tensor, ...]]
@@ -47,8 +48,11 @@ class WindowReader:
         contents = self._contents[position]
         reads = window.reads_at(position)
         refs = read_once([ref for _, ref in reads])
-        pinned = torch.device(device).type == "cuda"
-        host = torch.empty(sum(r.num_bytes for r in refs), dtype=torch.uint8, pin_memory=pinned)
+        num_bytes = sum(r.num_bytes for r in refs)
+        if torch.device(device).type == "cuda":
+            host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+        else:
+            host = POOL.take(num_bytes)
         buffer = memory_of(host)
         pieces = plan_ranges(refs, MAX_RANGE_BYTES)
 

@@ -1,0 +1,62 @@
+"""Memory that is used again as soon as nobody looks into it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import torch
+
+from alpharl_hub.windows.buffers import BufferPool
+
+SIZE = 6 << 20
+
+
+def test_memory_comes_back_when_its_last_view_goes() -> None:
+    """A slice of a view keeps the block; afterwards the same addresses are handed out again."""
+    pool = BufferPool()
+    first = pool.take(SIZE)
+    address = first.data_ptr()
+    view = first[100:200].view(torch.int32)
+    del first
+    gc.collect()
+    assert pool.take(SIZE).data_ptr() != address
+    view.fill_(7)
+    del view
+    gc.collect()
+    assert address in {tensor.data_ptr() for tensor in (pool.take(SIZE), pool.take(SIZE))}
+
+
+def test_blocks_that_do_not_fit_are_let_go() -> None:
+    """Too small and far too large ones make room; memory is page-aligned and of the size asked."""
+    pool = BufferPool()
+    small = pool.take(SIZE)
+    del small
+    gc.collect()
+    large = pool.take(4 * SIZE)
+    assert (large.numel(), large.data_ptr() % 4096) == (4 * SIZE, 0)
+    assert not pool._free
+    del large
+    gc.collect()
+    again = pool.take(SIZE)
+    assert again.numel() == SIZE
+    assert not pool._free
+
+
+def test_two_never_share_memory() -> None:
+    """Many threads take, fill and check at once."""
+    pool, wrong = BufferPool(), []
+
+    def work(number: int) -> None:
+        for round_ in range(30):
+            mine = pool.take(SIZE + number)
+            mine.fill_(number * 10 + round_ % 10)
+            if not bool((mine == number * 10 + round_ % 10).all()):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
