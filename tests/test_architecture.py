@@ -150,7 +150,7 @@ def test_local_hub_stands_alone() -> None:
 
 
 def test_third_parties_are_used_only_where_they_may() -> None:
-    """Each import of another distribution stands on the list; ray and numpy stand nowhere."""
+    """Each import of another distribution stands on the list; numpy stands nowhere."""
     for name, path in MODULES.items():
         for other in imported(path):
             top = other.split(".")[0]

@@ -25,7 +25,7 @@ from test_resume import STEPS, TARGET, WINDOW_BYTES, Child, tensors_at
 from trajectories import Run, digest, with_method, write_run
 
 from alpharl_hub.errors import WriteError
-from alpharl_hub.local_hub import LocalHub, child_environment
+from alpharl_hub.local_hub import Fault, LocalHub, child_environment
 from alpharl_hub.output.shards import OutputTensor, ShardWriter, lay_out
 
 RUN, BASE = "alice/run", "alice/base"
@@ -198,13 +198,18 @@ def test_a_prediction_from_a_private_repo_has_the_bytes_of_local(
 def test_a_push_without_a_folder_uploads_the_bytes_of_local(
     driver: Driver, whole: str, hub: LocalHub, on_ray: tuple[str, ...]
 ) -> None:
-    """Shards lie in the default work folder, relative to the command's own, until uploaded."""
+    """Shards lie in the default work folder until uploaded; a worker renews an expired address."""
+    hub.add_fault(Fault("", "status", status=403, method="GET", origin="storage", skip=250))
+    hub.clear_log()
     driver.succeed("predict", *ON_HUB, *TARGET, "--push-to", "alice/pushed", *on_ray)
     shards = {n: d for n, d in contents(driver.folder / "whole").items() if "safetensors" in n}
     assert len(shards) == 4
     for name, data in shards.items():
         assert hub.read_file("alice/pushed", name) == data
     assert not (driver.folder / ".alpharl-hub").exists()
+    (refused,) = [i for i, record in enumerate(hub.log) if record.status == 403]
+    renewed = [r for r in hub.log[refused:] if "/resolve/" in r.path and "safetensors" in r.path]
+    assert [(r.status, r.had_authorization) for r in renewed] == [(302, True)]
 
 
 def test_other_commands_and_local_folders_give_what_local_gives(
@@ -263,6 +268,26 @@ def test_a_cluster_that_is_not_there_is_one_line(
         assert (done.code, done.stdout) == (code, "")
         assert words in done.stderr
         assert code == 2 or len(done.stderr.splitlines()) == 1
+
+
+def test_a_machine_with_another_version_is_refused(
+    driver: Driver, cluster: Cluster, on_ray: tuple[str, ...], run: Run, tmp_path: Path
+) -> None:
+    """Its bits might be others; the line says what is where."""
+    (tmp_path / "alpharl_hub" / "windows").mkdir(parents=True)
+    for name, text in (
+        ("__init__.py", ""),
+        ("version.py", "__version__ = '0.0.9'"),
+        ("windows/__init__.py", ""),
+        ("windows/devices.py", "def compute_name(devices): return 'cpu'"),
+    ):
+        (tmp_path / "alpharl_hub" / name).write_text(text)
+    node = cluster.add_node(**NODE, env_vars={"PYTHONPATH": str(tmp_path)})
+    done = driver.run("extract", *run.arguments("-o", "never"), *on_ray)
+    cluster.remove_node(node)
+    assert (done.code, done.stdout) == (1, "")
+    assert "has alpharl-hub 0.0.9" in done.stderr
+    assert not (driver.folder / "never").exists()
 
 
 @pytest.fixture

@@ -154,12 +154,17 @@ def check_nodes(device: str, memory_bytes: int) -> str:
         gpu = "" if device == "cpu" else " and a GPU"
         raise ResourceError(
             f"no machine of the Ray cluster has a CPU, {memory_bytes / 1e9:.2g} GB of memory{gpu} "
-            "for a window; start one that has, or give less --memory"
+            "for a window; start one that has"
         )
     here = (__version__, _public(torch.__version__))
     names = set()
     for node, answer in zip(nodes, _ask(nodes, device), strict=True):
         version, torch_version, name = _get(answer, f"machine {node.address}", _ANSWER_S)
+        if version is None:
+            raise ResourceError(
+                f"machine {node.address}: alpharl-hub cannot be imported there ({name}); install "
+                "the same on all machines of the cluster"
+            )
         if (version, _public(torch_version)) != here:
             raise ResourceError(
                 f"machine {node.address} has alpharl-hub {version} and torch {torch_version}, not "

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tests.bench import endtoend, kernel, memory, peers, requests, small, stream
+from tests.bench import cluster, endtoend, kernel, memory, peers, requests, small, stream
 from tests.bench.figures import Table, document
 from tests.bench.workspace import Workspace
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Workspace], Table]] = {
     "end-to-end": endtoend.measure,
     "small": small.measure,
     "peers": peers.measure,
+    "cluster": cluster.measure,
 }
 
 
