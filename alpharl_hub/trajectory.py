@@ -152,6 +152,7 @@ class CheckpointContents:
     `identity` is equal for two checkpoints if (Hub) or only if (folders) their weights are.
     `adapter` is the parsed adapter_config.json of a checkpoint that holds a LoRA adapter; its
     `tensors` are then those that it changes, under the base's names, and no others.
+    `config_bytes` is config.json as it was read, so that nobody asks for it again.
     """
 
     checkpoint: Checkpoint
@@ -164,6 +165,7 @@ class CheckpointContents:
     identity: str
     num_bytes_read: int
     adapter: Mapping[str, object] | None = None
+    config_bytes: bytes | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -10,6 +10,7 @@ inside these horizons no prediction lost more than 0.2 points against the last c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -232,7 +233,7 @@ def _score_words(decision: Decision, evidence: Evidence, scores: ScoreEvidence) 
 
 def _going_words(decision: Decision, evidence: Evidence) -> str:
     last = evidence.steps_T[-1]
-    here = f"step {_number(decision.step)} ({decision.ratio:.3g} x the last checkpoint)"
+    here = f"step {math.floor(decision.step + 1e-9)} ({decision.ratio:.3g} x the last checkpoint)"
     if decision.bound == ASKED:
         return f"{here} is predicted as asked: what was seen carries so far"
     limit = f"{here} is predicted: so far {_LIMITS[decision.bound]}"

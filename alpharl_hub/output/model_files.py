@@ -37,7 +37,7 @@ _NOT_COPIED = re.compile(
 
 @dataclass(frozen=True)
 class CopiedFile:
-    """A file that goes into the output as it is, or with `replacement` for its bytes."""
+    """A file that goes into the output; `replacement` are its bytes where they are known."""
 
     source: CheckpointContents
     stored: StoredFile
@@ -82,7 +82,7 @@ def copied_files(
             continue
         if _NOT_COPIED.search(name) or name == MANIFEST_NAME or stored.num_bytes > MAX_COPIED_BYTES:
             continue
-        replacement = None
+        replacement = source.config_bytes if name == "config.json" else None
         if name == "config.json" and dtype is not None:
             replacement = dump_config(with_dtype(source.config, TORCH_NAMES[dtype]))
         found.append(CopiedFile(source, stored, replacement))

@@ -7,6 +7,7 @@ rounded checkpoints. How far is decided by `numerics.horizon`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -104,8 +105,9 @@ def choose(subject: Subject, options: PredictOptions, compute: Compute, hooks: H
     if options.force:
         step, clock = _forced(decision, asked), None
     elif decision.goes_on:
-        # Steps are whole numbers, unless others were asked for.
-        step = decision.step if decision.step == asked else float(round(decision.step))
+        # Steps are whole numbers, unless others were asked for, and none goes beyond the limit.
+        whole = float(math.floor(decision.step + 1e-9))
+        step = decision.step if decision.step == asked else whole
         clock = _uneven(rates.clock)
     else:
         raise FitError(_refusal(decision, asked))

@@ -215,7 +215,7 @@ def plan_files(
         windows=windows,
         copied=copied,
         read_bytes=read_bytes,
-        requests=requests + 2 * len(copied),
+        requests=requests + 2 * sum(file.replacement is None for file in copied),
         output_bytes=weight_bytes + small_bytes,
         num_deltas_held=decider.method.num_deltas_held,
     )

@@ -88,6 +88,7 @@ def open_contents(checkpoint: Checkpoint, store: CheckpointStore) -> CheckpointC
         config=config,
         identity=reader.identity(weight_files, headers),
         num_bytes_read=reader.num_bytes_read,
+        config_bytes=reader.json_bytes.get("config.json"),
     )
 
 
@@ -157,6 +158,7 @@ class _Reader:
         self.files = files
         self.prefix = f"{folder}/" if folder else ""
         self.num_bytes_read = 0
+        self.json_bytes: dict[str, bytes] = {}
         self.indexed: frozenset[str] = frozenset()
 
     def where(self, name: str) -> str:
@@ -179,13 +181,15 @@ class _Reader:
             )
         try:
             # As lenient as transformers: configs of Mamba 2 say "time_step_limit": [0, Infinity].
-            value = json.loads(self.read(name, 0, stored.num_bytes))
+            data = self.read(name, 0, stored.num_bytes)
+            value = json.loads(data)
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise SourceError(
                 f"{self.where(name)}: no valid JSON ({error}); store it again"
             ) from error
         if not isinstance(value, dict):
             raise SourceError(f"{self.where(name)}: not a JSON object; store it again")
+        self.json_bytes[name] = data
         return value
 
     def weight_files(self) -> tuple[StoredFile, ...]:
