@@ -145,6 +145,31 @@ def test_a_decaying_learning_rate_is_the_clock(tmp_path: Path) -> None:
     assert digest(tmp_path / "again") == digest(tmp_path / "out")
 
 
+def test_a_log_that_counts_otherwise_is_no_clock(tmp_path: Path) -> None:
+    """Of a run named by every second update the rates are not put against the names."""
+    run = write_run(tmp_path, STEPS, course(0.0))
+    rows = [{"step": s, "learning_rate": 1e-5 * (1 - (s - 1) / 320)} for s in range(1, 161)]
+    state = {"global_step": 160, "max_steps": 320, "log_history": rows}
+    (run.folder(80) / "trainer_state.json").write_text(json.dumps(state))
+    done = auto(run, "--target-step", "160", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    manifest = document(tmp_path / "out")
+    assert manifest["method"]["times"] is None
+    assert "logs update 160" in manifest["auto"]["clock"]
+
+
+def test_a_run_whose_schedule_has_ended_keeps_its_last_checkpoint(tmp_path: Path) -> None:
+    """At the end of a decay no weight would move any more, however straight the path was."""
+    run = write_run(tmp_path, STEPS, course(0.0))
+    rows = [{"step": s, "learning_rate": 1e-5 * (1 - (s - 1) / 80)} for s in range(1, 81)]
+    state = {"global_step": 80, "max_steps": 80, "log_history": rows}
+    (run.folder(80) / "trainer_state.json").write_text(json.dumps(state))
+    done = auto(run, "--target-step", "160", "-o", tmp_path / "out")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "the learning rate ends at step 80" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_manifest_of_auto_repeats_what_it_chose(straight: Run, tmp_path: Path) -> None:
     """--from needs no second look: method, window and horizon are in the record."""
     auto(straight, "--target-step", "800", "-o", tmp_path / "out")

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from alpharl_hub.backtesting.candidates import Design, Timed, choose_methods
 from alpharl_hub.backtesting.cases import FitWindow, plan_windows, require_truths
-from alpharl_hub.backtesting.clocks import read_clock
 from alpharl_hub.backtesting.readings import judge_tests, read_direction, read_truths
 from alpharl_hub.backtesting.results import Backtest, WindowDirection, WindowTest
 from alpharl_hub.backtesting.sums import Sums, add_sums
 from alpharl_hub.backtesting.window_work import WindowBacktester
+from alpharl_hub.prediction.automatic import learning_rates, name_clock
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.report import QUICK_LAYERS, sample_layers
 from alpharl_hub.results import SCHEMA
@@ -157,7 +157,8 @@ def _num_deltas_held(windows: Sequence[Window]) -> int:
 
 def _timed(trajectory: Trajectory, window: FitWindow) -> tuple[Timed | None, str]:
     """Return the clock that auto would have had at the end of a window, and what it is."""
-    clock, words = read_clock(trajectory.history[window.last])
+    rates = learning_rates(trajectory.history[window.last], trajectory.steps_T[window.last])
+    clock, words = rates.uneven_clock, name_clock(rates.uneven_clock, rates)
     if clock is None:
         return None, words
     fitted = tuple(clock.time(trajectory.steps_T[t]) for t in window.fitted)

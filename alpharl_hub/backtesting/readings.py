@@ -20,7 +20,7 @@ from alpharl_hub.backtesting.verdict import Fact, judge
 from alpharl_hub.methods import AUTO
 from alpharl_hub.numerics.direction import pool
 from alpharl_hub.numerics.horizon import Evidence, decide
-from alpharl_hub.numerics.score_course import ScoreEvidence
+from alpharl_hub.numerics.score_course import score_evidence
 from alpharl_hub.preparation import nearest_middle
 from alpharl_hub.trajectory import Trajectory
 
@@ -37,7 +37,7 @@ def read_direction(
             trust=trust,
             steps_T=tuple(float(step) for step in steps),
             middle=middle,
-            scores=_scores(trajectory, window),
+            scores=score_evidence(trajectory.scores, steps),
         )
     )
     table = trajectory.scores
@@ -55,18 +55,6 @@ def read_direction(
         auto_ratio=decision.ratio,
         bound_by=decision.bound,
     )
-
-
-def _scores(trajectory: Trajectory, window: FitWindow) -> ScoreEvidence | None:
-    """Return the scores of a window, if all are there."""
-    table = trajectory.scores
-    if table is None:
-        return None
-    found = [table.at(trajectory.steps_T[t]) for t in window.fitted]
-    scores = tuple(score for score in found if score is not None)
-    if len(scores) < len(found):
-        return None
-    return ScoreEvidence(scores, base=table.at(0), lower_is_better=table.lower_is_better)
 
 
 def read_truths(

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alpharl_hub.backtesting.candidates import LAST, LINEAR_RECENT, RECENT_HALF
-from alpharl_hub.backtesting.clocks import read_clock
 from alpharl_hub.backtesting.results import Backtest, ScoredModel, ScoredTest
 from alpharl_hub.errors import FitError
 from alpharl_hub.methods import AUTO, METHODS
-from alpharl_hub.prediction.automatic import planned_for
+from alpharl_hub.prediction.automatic import learning_rates, planned_for
 from alpharl_hub.prediction.delivery import Destination
 from alpharl_hub.prediction.predict import predict
 from alpharl_hub.prediction.setting import (
@@ -154,7 +153,7 @@ def _setting(method: str, subject: Subject, step: int, compute: Compute) -> Sett
 
 def _on_clock(options: PredictOptions, subject: Subject, step: int) -> PredictOptions:
     """Have auto's method run on the clock that it was tested on."""
-    clock, _ = read_clock(subject.last)
+    clock = learning_rates(subject.last, subject.steps_T[-1]).uneven_clock
     if clock is None:
         return options
     times = Times(tuple(clock.time(s) for s in subject.steps_T), clock.time(step))

@@ -14,6 +14,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from alpharl_hub.scores.table import ScoreTable
+
 AIM = 0.99
 ASSUMED_PROBLEMS = 1000
 
@@ -33,6 +35,15 @@ class ScoreEvidence:
     base: float | None = None
     num_problems: int | None = None
     lower_is_better: bool = False
+
+
+def score_evidence(table: ScoreTable | None, steps_T: Sequence[int]) -> ScoreEvidence | None:
+    """Take the scores of these checkpoints, where every one of them has one."""
+    found = [] if table is None else [table.at(step) for step in steps_T]
+    scores = tuple(score for score in found if score is not None)
+    if table is None or len(scores) < len(steps_T):
+        return None
+    return ScoreEvidence(scores, base=table.at(0), lower_is_better=table.lower_is_better)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from alpharl_hub.manifest import AutoRecord, Notice
 from alpharl_hub.methods import AUTO
 from alpharl_hub.numerics.direction import DirectionSums, Trust, direction_sums
 from alpharl_hub.numerics.horizon import MIN_RATIO, Decision, Evidence, decide
-from alpharl_hub.numerics.score_course import ScoreEvidence
+from alpharl_hub.numerics.score_course import score_evidence
 from alpharl_hub.prediction.deltas import dense_weights, origin_of
 from alpharl_hub.prediction.records import pool_trust
 from alpharl_hub.prediction.setting import PredictOptions, Subject, resolved
@@ -25,12 +25,12 @@ from alpharl_hub.prediction.targets import TargetOptions, Times
 from alpharl_hub.preparation import nearest_middle
 from alpharl_hub.scope import ScopedTensor
 from alpharl_hub.scores.learning_rates import (
-    CONSTANT,
     LearningRateClock,
     ScheduleReading,
-    read_learning_rates,
+    read_schedule,
 )
 from alpharl_hub.sources.contents import trainer_state_text
+from alpharl_hub.trajectory import CheckpointContents
 from alpharl_hub.windows.plan import Window, group_by_bytes, plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, find_crew, stream
 
@@ -88,14 +88,14 @@ def choose(subject: Subject, options: PredictOptions, compute: Compute, hooks: H
     asked = _asked(subject, options)
     middle = nearest_middle(subject.steps_T)
     trust = read_direction(subject, middle, compute, hooks)
-    rates = _learning_rates(subject)
+    rates = learning_rates(subject.last, subject.steps_T[-1])
     decision = _before_the_end(
         decide(
             Evidence(
                 trust=trust,
                 steps_T=tuple(float(step) for step in subject.steps_T),
                 middle=middle,
-                scores=_scores(subject),
+                scores=score_evidence(subject.trajectory.scores, subject.steps_T),
                 asked=asked,
             )
         ),
@@ -108,12 +108,10 @@ def choose(subject: Subject, options: PredictOptions, compute: Compute, hooks: H
         # Steps are whole numbers, unless others were asked for, and none goes beyond the limit.
         whole = float(math.floor(decision.step + 1e-9))
         step = decision.step if decision.step == asked else whole
-        clock = _uneven(rates.clock)
+        clock = rates.uneven_clock
     else:
         raise FitError(_refusal(decision, asked))
-    clock_words = f"steps ({rates.reason})"
-    if clock is not None:
-        clock_words = f"cumulative learning rate ({clock.words})"
+    clock_words = name_clock(clock, rates)
     middle_step = subject.steps_T[middle]
     record = _record(decision, trust, middle_step, asked, clock_words, options.force)
     chosen = _chosen(subject, options, step, clock)
@@ -158,11 +156,11 @@ def _notices(
     return tuple(notices)
 
 
-def _uneven(clock: LearningRateClock | None) -> LearningRateClock | None:
-    """Return a clock only where it differs from the steps."""
-    if clock is None or (clock.kind == CONSTANT and clock.warmup_steps == 0):
-        return None
-    return clock
+def name_clock(clock: LearningRateClock | None, rates: ScheduleReading) -> str:
+    """Say what is extrapolated against, and why."""
+    if clock is None:
+        return f"steps ({rates.reason})"
+    return f"cumulative learning rate ({clock.words})"
 
 
 def planned_for(subject: Subject, options: PredictOptions) -> PredictOptions:
@@ -240,24 +238,12 @@ def _probe_windows(
     return tuple(Window(i, group) for i, group in enumerate(group_by_bytes(chosen)))
 
 
-def _scores(subject: Subject) -> ScoreEvidence | None:
-    table = subject.trajectory.scores
-    if table is None or subject.scores_T is None:
-        return None
-    return ScoreEvidence(
-        scores_T=subject.scores_T, base=table.at(0), lower_is_better=table.lower_is_better
-    )
-
-
-def _learning_rates(subject: Subject) -> ScheduleReading:
+def learning_rates(last: CheckpointContents, step: int) -> ScheduleReading:
     """Read how the learning rate went, from the log of the last checkpoint."""
-    text = trainer_state_text(subject.last, _MAX_STATE_BYTES)
+    text = trainer_state_text(last, _MAX_STATE_BYTES)
     if text is None:
         return ScheduleReading(None, "no trainer_state.json says how the learning rate went")
-    reading = read_learning_rates(text)
-    if reading.clock is None:
-        return reading
-    return ScheduleReading(reading.clock, reading.clock.words)
+    return read_schedule(text, step)
 
 
 def _record(

@@ -126,6 +126,30 @@ class ScheduleReading:
     reason: str
     has_changed: bool = False
 
+    @property
+    def uneven_clock(self) -> LearningRateClock | None:
+        """The clock where it differs from the steps."""
+        clock = self.clock
+        is_even = clock is None or (clock.kind == CONSTANT and clock.warmup_steps == 0)
+        return None if is_even else clock
+
+
+def read_schedule(text: str, named_step: int) -> ScheduleReading:
+    """Read the schedule as a clock for the steps that checkpoints are named by.
+
+    A schedule counts updates. Where the checkpoint of this text is named otherwise (relex-rlvr
+    names every second update) the two cannot be put together, and there is no clock.
+    """
+    reading = read_learning_rates(text)
+    if reading.clock is None:
+        return reading
+    document = parse_json(text, _STATE_FILE)
+    update = document.get("global_step") if isinstance(document, dict) else None
+    if update != named_step:
+        reason = f"the checkpoint named {named_step} logs update {update}: counted otherwise"
+        return ScheduleReading(None, reason)
+    return reading
+
 
 def read_learning_rates(text: str) -> ScheduleReading:
     """Recognise the schedule from the text of the last checkpoint's trainer_state.json.

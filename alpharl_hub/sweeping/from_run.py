@@ -142,7 +142,7 @@ def _setting(
         goals = (Goal(None, last), *target.goals)
     else:
         # A method on another clock is not linear in the step.
-        asked = replace(planned_for(subject, replace(asked, target=TargetOptions(ends[-1:]))))
+        asked = planned_for(subject, replace(asked, target=TargetOptions(ends[-1:])))
         asked = replace(asked, target=TargetOptions(ends))
         target = resolved(subject, asked)
         goals = target.goals
