@@ -1,11 +1,14 @@
 """Is the run still going the same way? Read on the entries that the stored dtype resolves.
 
 Letters: W_0 base, W_m the checkpoint nearest half of the last step, W_T the last one; a = W_m - W_0
-and b = W_T - W_m, the two halves of the update.
+and b = W_T - W_m, the two halves of the update; E matrices (of a stack), S sampled entries of each.
 
 Over all entries of bf16 checkpoints the cosine of a and b mostly measures rounding, because the
 spacing of bf16 is proportional to the weight. The entries with the smallest |W_0| have the finest
 spacing: there the cosine agrees with that of fp32 checkpoints.
+
+Of a large matrix 262,144 entries are looked at, in runs spread evenly over it: 2 % of those are
+enough for one matrix alone, and what waits for the last checkpoint is small.
 
 Convention: differences in fp32 after widening both sides, sums in fp64, pooled over matrices in
 file order.
@@ -30,6 +33,9 @@ MAX_FLOOR = 0.1
 MIN_ENTRIES = 4000
 _LARGE_MATRIX = MIN_ENTRIES / 0.02
 FULL_TURN_COSINE, STEADY_COSINE, MAX_CAP = 0.85, 0.95, 2.5
+
+# Runs of so many entries are read at full speed, and 256 of them cross every part of a matrix.
+_SAMPLED_RUNS, _RUN_ENTRIES = 256, 1024
 
 # Differences, squares and products of one chunk stay in the cache.
 _CHUNK_ELEMENTS = 1 << 17
@@ -81,8 +87,30 @@ class Trust:
     cap: float
 
 
+def sample_entries(values: Tensor) -> Tensor:
+    """Take the entries (E x S) that the direction is read on, the same places in every checkpoint.
+
+    Of a stack (3-D) those of each of its E matrices, else E is 1. A view where all are taken.
+    """
+    values_EP = values.reshape(len(values) if values.dim() == 3 else 1, -1)
+    stride = values_EP.shape[1] // _SAMPLED_RUNS
+    if stride <= _RUN_ENTRIES:
+        return values_EP
+    runs_ERP = values_EP[:, : _SAMPLED_RUNS * stride].view(len(values_EP), _SAMPLED_RUNS, stride)
+    return runs_ERP[:, :, :_RUN_ENTRIES].reshape(len(values_EP), -1)
+
+
+def sampled_direction(base_ES: Tensor, middle_ES: Tensor, last_ES: Tensor) -> DirectionSums:
+    """Add up what was sampled of a matrix or a stack, in the stored dtypes."""
+    sums = [direction_sums(*sides) for sides in zip(base_ES, middle_ES, last_ES, strict=True)]
+    return DirectionSums(
+        levels=tuple(_add(level) for level in zip(*(s.levels for s in sums), strict=True)),
+        everything=_add([s.everything for s in sums]),
+    )
+
+
 def direction_sums(base: Tensor, middle: Tensor, last: Tensor) -> DirectionSums:
-    """Add up one matrix; the three tensors have one shape and their stored dtypes.
+    """Add up all entries of one matrix; the three have one shape and their stored dtypes.
 
     Beside them it needs at most 64 bytes for each of the chosen entries.
     """
@@ -115,15 +143,6 @@ def _sums_of_all(base_P: Tensor, middle_P: Tensor, last_P: Tensor) -> LevelSums:
     if bb == 0:
         return LevelSums(0.0, 0.0, 0.0, 0.0, 0)
     return LevelSums(aa, bb, ab, 0.0, base_P.numel())
-
-
-def add_sums(sums: Sequence[DirectionSums]) -> DirectionSums:
-    """Add up the matrices of a stack."""
-    levels = zip(*(s.levels for s in sums), strict=True)
-    return DirectionSums(
-        levels=tuple(_add(level) for level in levels),
-        everything=_add([s.everything for s in sums]),
-    )
 
 
 def smallest_entries(values_P: Tensor, count: int) -> Tensor:

@@ -15,7 +15,7 @@ from alpharl_hub.errors import FitError
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.manifest import AutoRecord, Notice
 from alpharl_hub.methods import AUTO
-from alpharl_hub.numerics.direction import DirectionSums, Trust, direction_sums
+from alpharl_hub.numerics.direction import DirectionSums, Trust, sample_entries, sampled_direction
 from alpharl_hub.numerics.horizon import MIN_RATIO, Decision, Evidence, decide
 from alpharl_hub.numerics.score_course import score_evidence
 from alpharl_hub.prediction.deltas import dense_weights, origin_of
@@ -60,11 +60,12 @@ class _WindowProber:
         probed = []
         for place, part in enumerate(reads.window.parts):
             origin = origin_of(found, place)
-            middle, last = (
-                dense_weights(part, position, found[position][place], origin)
+            middle_ES, last_ES = (
+                sample_entries(dense_weights(part, position, found[position][place], origin))
                 for position in (self._middle, self._last)
             )
-            probed.append(_Probed(direction_sums(origin.base, middle, last)))
+            sums = sampled_direction(sample_entries(origin.base), middle_ES, last_ES)
+            probed.append(_Probed(sums))
         return tuple(probed)
 
 

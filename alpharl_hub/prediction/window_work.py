@@ -19,7 +19,7 @@ from alpharl_hub.methods import Method, Predictor, TensorFit
 from alpharl_hub.methods.alpharl import AlphaRLFit, AlphaRLPredictor
 from alpharl_hub.methods.combination import Mixture
 from alpharl_hub.methods.correction import Rounding, add_roundings, cast, combine, round_to
-from alpharl_hub.numerics.direction import DirectionSums, add_sums, direction_sums
+from alpharl_hub.numerics.direction import DirectionSums, sample_entries, sampled_direction
 from alpharl_hub.numerics.factors import MatrixQuality
 from alpharl_hub.numerics.low_rank import LowRank
 from alpharl_hub.output.shards import ShardWriter
@@ -102,6 +102,7 @@ class PartState:
         self.labels = labels
         self.stored: dict[int, tuple[Tensor, ...]] = {}
         self.fit: TensorFit | None = None
+        self._middle_ES: Tensor | None = None
         self._ready: Predictor | None = None
         self.observed: frozenset[int] = frozenset()
         method = recipe.others if part.action == LINEAR else recipe.method
@@ -114,31 +115,29 @@ class PartState:
 
     def see(self, position: int, stored: tuple[Tensor, ...], scratch: Tensor) -> None:
         """Take in one checkpoint's tensor."""
-        if position in self._kept():
+        if position in (BASE, START, self.recipe.last_position):
             self.stored[position] = stored
+        if self.part.probe and position == self.recipe.middle:
+            weights = self._weights(position, stored)
+            self._middle_ES = sample_entries(weights).clone()
         if self.fit is not None and position in self.observed:
             self.fit.observe(self._delta(position, stored, scratch))
 
-    def _kept(self) -> frozenset[int]:
-        kept = {BASE, START, self.recipe.last_position}
-        return frozenset(kept | {self.recipe.middle} if self.part.probe else kept)
-
-    def _weights(self, position: int) -> Tensor:
+    def _weights(self, position: int, stored: tuple[Tensor, ...] | None = None) -> Tensor:
+        """Return one checkpoint's tensor, from what is given or was kept of it."""
+        tensors = self.stored[position] if stored is None else stored
         if not isinstance(self.part.reads[position], LowRankRef):
-            return self.stored[position][0]
+            return tensors[0]
         origin = Origin(self.stored[BASE][0], self.stored.get(START))
-        return dense_weights(self.part, position, self.stored[position], origin)
+        return dense_weights(self.part, position, tensors, origin)
 
     def direction(self) -> DirectionSums | None:
         """Read the direction of the update, where it is asked for; of a stack, of all of it."""
         if not self.part.probe:
             return None
-        base = self.stored[BASE][0]
-        middle, last = self._weights(self.recipe.middle), self._weights(self.recipe.last_position)
-        if len(self.part.shape) < 3:
-            return direction_sums(base, middle, last)
-        slices = zip(base, middle, last, strict=True)
-        return add_sums([direction_sums(*matrices) for matrices in slices])
+        assert self._middle_ES is not None, "the middle checkpoint was read"
+        last_ES = sample_entries(self._weights(self.recipe.last_position))
+        return sampled_direction(sample_entries(self.stored[BASE][0]), self._middle_ES, last_ES)
 
     def predict(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Rounding | None]]:
         """Give for each aim the tensor to be written, and what was lost in rounding it."""

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from alpharl_hub.executors.local import WindowReads
-from alpharl_hub.numerics.direction import DirectionSums, direction_sums
+from alpharl_hub.numerics.direction import DirectionSums, sample_entries, sampled_direction
 from alpharl_hub.numerics.factors import FactorBuilder, Factors, MatrixQuality, quality_of
 from alpharl_hub.prediction.deltas import delta_of, dense_weights, origin_of
 from alpharl_hub.trajectory import Trajectory
@@ -70,35 +71,37 @@ class WindowAnalyser:
         parts = reads.window.parts
         builders = [FactorBuilder(part.name, self._rank) for part in parts]
         kept: dict[int, StoredTensors] = {}
+        samples: dict[tuple[int, int], Tensor] = {}
         largest = max(part.num_elements for part in parts)
         scratch = take(largest, torch.float32, device)
         for position, stored in reads.readings:
-            if position in (START, BASE, self._middle, self._last):
-                kept[position] = dict(stored)
             if position in (START, BASE):
+                kept[position] = dict(stored)
                 continue
             for place, tensors in stored.items():
-                origin = origin_of(kept, place)
-                delta = delta_of(parts[place], position, tensors, origin, scratch, self._labels)
+                part, origin = parts[place], origin_of(kept, place)
+                delta = delta_of(part, position, tensors, origin, scratch, self._labels)
                 builders[place].observe(delta)
-        return self._finish(parts, builders, kept)
+                if position in (self._middle, self._last):
+                    weights = dense_weights(part, position, tensors, origin)
+                    samples[position, place] = sample_entries(weights).clone()
+        return self._finish(parts, builders, kept, samples)
 
     def _finish(
         self,
         parts: Sequence[Part],
         builders: Sequence[FactorBuilder],
         kept: Mapping[int, StoredTensors],
+        samples: Mapping[tuple[int, int], Tensor],
     ) -> tuple[tuple[MatrixResult, ...], Callable[[], None]]:
         results, found = [], {}
         for place, (part, builder) in enumerate(zip(parts, builders, strict=True)):
             factors = builder.finish()
             found[part.name] = factors
-            origin = origin_of(kept, place)
-            middle, last = (
-                dense_weights(part, position, kept[position][place], origin)
-                for position in (self._middle, self._last)
+            base_ES = sample_entries(origin_of(kept, place).base)
+            sums = sampled_direction(
+                base_ES, samples[self._middle, place], samples[self._last, place]
             )
-            sums = direction_sums(origin.base, middle, last)
             quality = quality_of(factors, self._steps_T, self._scores_T, builder.certified)
             results.append(MatrixResult(part.name, part.shape, quality, sums))
         return tuple(results), partial(self._on_factors, found)
