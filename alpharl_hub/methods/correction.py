@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.numerics.spectral import frobenius_squared
+from alpharl_hub.numerics.norms import frobenius_squared
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class FactorBuilder:
         self._name = name
         self._rank = rank
         self._found: list[Triplets] = []
-        self._start_N: Tensor | None = None
+        self._before: Triplets | None = None
 
     def observe(self, delta_MN: Tensor | LowRank) -> None:
         """Factorise the next delta (fp32, contiguous), starting from the last non-zero one.
@@ -117,13 +117,20 @@ class FactorBuilder:
         except FitError as error:
             raise FitError(f"{self._name}: {error}") from error
         if float(found.sigma_R[0]) > 0:
-            self._start_N = found.v_RN[0]
+            self._before = found
         self._found.append(found)
 
     def _factorise(self, delta_MN: Tensor | LowRank) -> Triplets:
         if isinstance(delta_MN, LowRank):
             return delta_MN.triplets(self._rank)
-        return leading_triplets(delta_MN, self._rank, seed=self._name, start_N=self._start_N)
+        before = self._before
+        return leading_triplets(
+            delta_MN,
+            self._rank,
+            seed=self._name,
+            start_N=None if before is None else before.v_RN[0],
+            second_N=before.second_N if before is not None and before.certified_R[0] else None,
+        )
 
     def finish(self) -> Factors:
         """Return the factors, their signs and order aligned."""
