@@ -19,8 +19,8 @@ from alpharl_hub.numerics.low_rank import LowRank, combine, dora_weights, from_s
 from alpharl_hub.trajectory import LowRankRef
 from alpharl_hub.windows.plan import BASE, START, Part
 
-_CHUNK_ELEMENTS = 1 << 17
-"""Fits into the cache of one core: subtracting in chunks is five times faster than whole."""
+_CHUNK_ELEMENTS = 1 << 18
+"""Stays in the cache between two looks: subtracting in chunks is five times faster than whole."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ def delta_of(
         if ref.magnitude is None:
             return update
     delta = scratch[: part.num_elements].view(part.shape)
+    weights = stored[0]
     if isinstance(ref, LowRankRef) and update is not None:
-        torch.sub(_magnified(ref, update, stored, base), base, out=delta)
-    else:
-        subtract(delta, stored[0], base)
-    require_finite(delta, {labels[position]: stored[0], labels[BASE]: base}, part)
+        weights = _magnified(ref, update, stored, base)
+    total = subtract(delta, weights, base)
+    _require_finite(total, delta, {labels[position]: stored[0], labels[BASE]: base}, part)
     return delta
 
 
@@ -97,14 +97,18 @@ def dense_weights(part: Part, position: int, stored: Sequence[Tensor], origin: O
 
 
 def subtract(out: Tensor, stored: Tensor, base: Tensor) -> Tensor:
-    """Write stored - base into `out` (fp32, same number of entries), both widened first."""
-    out_P, stored_P, base_P = out.view(-1), stored.reshape(-1), base.reshape(-1)
-    step = _CHUNK_ELEMENTS if out.device.type == "cpu" else max(1, out_P.numel())
-    for start in range(0, out_P.numel(), step):
-        chunk = out_P[start : start + step]
-        chunk.copy_(stored_P[start : start + step])
-        chunk.sub_(base_P[start : start + step])  # widened before it is subtracted
-    return out
+    """Write stored - base into `out` (fp32, same number of entries), both widened first.
+
+    Returns the sum of what was written: finite if every entry is, but for overflow.
+    """
+    step = _CHUNK_ELEMENTS if out.device.type == "cpu" else max(1, out.numel())
+    sides = (side.reshape(-1).split(step) for side in (out, stored, base))
+    sums = []
+    for out_C, stored_C, base_C in zip(*sides, strict=True):
+        out_C.copy_(stored_C)
+        out_C.sub_(base_C)  # widened before it is subtracted
+        sums.append(out_C.sum())
+    return torch.stack(sums).sum()
 
 
 def require_finite(values: Tensor, sides: Mapping[str, Tensor], part: Part) -> None:
@@ -118,8 +122,11 @@ def require_finite(values: Tensor, sides: Mapping[str, Tensor], part: Part) -> N
     Raises:
         FitError: names checkpoint, tensor and index.
     """
-    # The sum is finite if every entry is, but for overflow; only then is a second look needed.
-    if torch.isfinite(values.sum(dtype=torch.float32)) or bool(torch.isfinite(values).all()):
+    _require_finite(values.sum(dtype=torch.float32), values, sides, part)
+
+
+def _require_finite(total: Tensor, values: Tensor, sides: Mapping[str, Tensor], part: Part) -> None:
+    if torch.isfinite(total) or bool(torch.isfinite(values).all()):
         return
     for label, stored in sides.items():
         bad = torch.nonzero(~torch.isfinite(stored.reshape(-1)))
