@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 
 import torch
@@ -14,7 +15,7 @@ SIZE = 6 << 20
 
 def test_memory_comes_back_when_its_last_view_goes() -> None:
     """A slice of a view keeps the block; afterwards the same addresses are handed out again."""
-    pool = BufferPool()
+    pool = BufferPool(2)
     first = pool.take(SIZE)
     address = first.data_ptr()
     view = first[100:200].view(torch.int32)
@@ -29,7 +30,7 @@ def test_memory_comes_back_when_its_last_view_goes() -> None:
 
 def test_blocks_that_do_not_fit_are_let_go() -> None:
     """Too small and far too large ones make room; memory is page-aligned and of the size asked."""
-    pool = BufferPool()
+    pool = BufferPool(2)
     small = pool.take(SIZE)
     del small
     gc.collect()
@@ -45,7 +46,7 @@ def test_blocks_that_do_not_fit_are_let_go() -> None:
 
 def test_two_never_share_memory() -> None:
     """Many threads take, fill and check at once."""
-    pool, wrong = BufferPool(), []
+    pool, wrong = BufferPool(2), []
 
     def work(number: int) -> None:
         for round_ in range(30):
@@ -60,3 +61,14 @@ def test_two_never_share_memory() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_pool_of_readings_hands_a_large_block_to_a_small_reading() -> None:
+    """What is in flight is bounded by its number, so nothing is let go and mapped again."""
+    pool = BufferPool(math.inf)
+    large = pool.take(8 * SIZE)
+    address = large.data_ptr()
+    del large
+    gc.collect()
+    small = pool.take(SIZE)
+    assert (small.numel(), small.data_ptr()) == (SIZE, address)

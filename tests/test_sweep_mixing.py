@@ -119,7 +119,7 @@ def test_the_ends_are_exact(ends: tuple[Path, Path], tmp_path: Path) -> None:
 def test_mixing_is_damping(fraction: float) -> None:
     """The bits are those of a prediction with that damping: W_T + d (W_hat - W_T)."""
     low_P, high_P = torch.randn(1000), torch.randn(1000)
-    damped = combine(torch.zeros(1000), low_P, high_P, None, fraction)
+    damped = combine(torch.zeros(1000), low_P, high_P.clone(), None, fraction)
     assert torch.equal(mix(low_P, high_P, fraction), damped)
 
 

@@ -46,16 +46,18 @@ class Mixture:
     sums: tuple[Tensor, ...]
     mix_K: tuple[float, ...]
 
-    def entries(self, run: slice) -> Tensor:
-        """Return a run of its entries, flattened."""
-        total = self.sums[0].view(-1)[run] * self.mix_K[0]
+    def write_entries(self, out_P: Tensor, first: int) -> None:
+        """Write its entries from the `first` on, flattened."""
+        run = slice(first, first + out_P.numel())
+        torch.mul(self.sums[0].view(-1)[run], self.mix_K[0], out=out_P)
         for values, factor in zip(self.sums[1:], self.mix_K[1:], strict=True):
-            total.add_(values.view(-1)[run], alpha=factor)
-        return total
+            out_P.add_(values.view(-1)[run], alpha=factor)
 
     def dense(self) -> Tensor:
         """Return all of it, in the tensor's shape."""
-        return self.entries(slice(None)).view(self.sums[0].shape)
+        out = torch.empty_like(self.sums[0])
+        self.write_entries(out.view(-1), 0)
+        return out
 
 
 class CombinationFit:

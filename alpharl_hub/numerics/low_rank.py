@@ -52,6 +52,13 @@ class LowRank:
         """Return the matrix itself (M, N), fp32."""
         return self.left_MR @ self.right_RN
 
+    def write_entries(self, out_P: Tensor, first: int) -> None:
+        """Write its entries from the `first` on, row by row; whole rows only."""
+        columns = self.right_RN.shape[1]
+        top, height = first // columns, out_P.numel() // columns
+        rows_MR = self.left_MR[top : top + height]
+        torch.mm(rows_MR, self.right_RN, out=out_P.view(height, columns))
+
     def triplets(self, rank: int) -> Triplets:
         """Return what `spectral.leading_triplets` finds in the dense matrix.
 

@@ -102,7 +102,7 @@ def subtract(out: Tensor, stored: Tensor, base: Tensor) -> Tensor:
     Returns the sum of what was written: finite if every entry is, but for overflow.
     """
     step = _CHUNK_ELEMENTS if out.device.type == "cpu" else max(1, out.numel())
-    sides = (side.reshape(-1).split(step) for side in (out, stored, base))
+    sides = (torch.split(side.reshape(-1), step) for side in (out, stored, base))
     sums = []
     for out_C, stored_C, base_C in zip(*sides, strict=True):
         out_C.copy_(stored_C)

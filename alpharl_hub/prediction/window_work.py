@@ -18,7 +18,7 @@ from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.methods import Method, Predictor, TensorFit
 from alpharl_hub.methods.alpharl import AlphaRLFit, AlphaRLPredictor
 from alpharl_hub.methods.combination import Mixture
-from alpharl_hub.methods.correction import Rounding, add_roundings, cast, combine, round_to
+from alpharl_hub.methods.correction import Rounder, Rounding, cast, combine
 from alpharl_hub.numerics.direction import DirectionSums, sample_entries, sampled_direction
 from alpharl_hub.numerics.factors import MatrixQuality
 from alpharl_hub.numerics.low_rank import LowRank
@@ -156,8 +156,7 @@ class PartState:
         if aim.response is None:
             return last.to(dtype).reshape(-1), None
         delta_hat, at_last = self.deltas_at(aim)
-        offset = None if at_last is None else _by_entries(at_last)
-        return self._add_up(_by_entries(delta_hat), offset, last, dtype)
+        return self._add_up(delta_hat, at_last, last, dtype)
 
     def deltas_at(self, aim: Aim) -> tuple[Mixture | LowRank, Mixture | LowRank | None]:
         """Return the update at an aim, and what of the last update it replaces (None: all)."""
@@ -184,24 +183,37 @@ class PartState:
         return delta_of(self.part, position, stored, origin, scratch, self.labels)
 
     def _add_up(
-        self, delta_hat: Mixture, at_last: Mixture | None, last: Tensor, dtype: torch.dtype
+        self,
+        delta_hat: Mixture | LowRank,
+        at_last: Mixture | LowRank | None,
+        last: Tensor,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Rounding | None]:
-        """Add the update to its anchor and round, a chunk at a time: fp32 copies stay small."""
-        base_P, last_P = self.stored[BASE][0].reshape(-1), last.reshape(-1)
-        rounded_P = take(base_P.numel(), dtype, base_P.device)
-        roundings = []
-        step = ROUNDED_ELEMENTS if base_P.device.type == "cpu" else ROUNDED_ON_DEVICE
-        for start in range(0, base_P.numel(), step):
-            run = slice(start, start + step)
-            base_run, last_run = base_P[run].to(torch.float32), last_P[run].to(torch.float32)
-            delta, offset = (
-                delta_hat.entries(run),
-                None if at_last is None else at_last.entries(run),
-            )
-            weights = combine(base_run, last_run, delta, offset, self.recipe.damping)
-            rounded_P[run], rounding = round_to(weights, dtype, base_run, self.part.name)
-            roundings.append(rounding)
-        return rounded_P, add_roundings(roundings)
+        """Add the update to its anchor and round, a run of rows at a time: fp32 stays small."""
+        damping, base = self.recipe.damping, self.stored[BASE][0]
+        rounded_P = take(base.numel(), dtype, base.device)
+        rounder = Rounder(dtype, self.part.name, is_base_rounded=base.dtype == dtype)
+        step = self._run_elements(base.device)
+        buffer_4S = torch.empty(4, step, dtype=torch.float32, device=base.device)
+        sides = (torch.split(side.reshape(-1), step) for side in (base, last, rounded_P))
+        for number, (base_P, last_P, out_P) in enumerate(zip(*sides, strict=True)):
+            wide_P, delta_P, other_P, anchor_P = buffer_4S[:, : len(out_P)]
+            wide_P.copy_(base_P)
+            delta_hat.write_entries(delta_P, number * step)
+            if at_last is not None:
+                at_last.write_entries(other_P, number * step)
+            if at_last is not None or damping != 1:
+                anchor_P.copy_(last_P)
+            offset_P = None if at_last is None else other_P
+            weights_P = combine(wide_P, anchor_P, delta_P, offset_P, damping)
+            rounder.round(weights_P, wide_P, out_P, other_P)
+        return rounded_P, rounder.finish()
+
+    def _run_elements(self, device: torch.device) -> int:
+        """Return how many entries are rounded at a time: whole rows, on a CPU within its cache."""
+        most = ROUNDED_ELEMENTS if device.type == "cpu" else ROUNDED_ON_DEVICE
+        columns = max(1, self.part.shape[-1] if self.part.shape else 1)
+        return columns * max(1, min(most, self.part.num_elements) // columns)
 
     def predictor(self) -> Predictor:
         """Return what answers for this part."""
@@ -237,10 +249,6 @@ class PartState:
             roundings=tuple(roundings),
             direction=self.direction(),
         )
-
-
-def _by_entries(delta: Mixture | LowRank) -> Mixture:
-    return Mixture((delta.dense(),), (1.0,)) if isinstance(delta, LowRank) else delta
 
 
 def observe_window(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from alpharl_hub import safetensors_header
 from alpharl_hub.errors import WriteError
-from alpharl_hub.methods.correction import Rounding, add_roundings, round_to
+from alpharl_hub.methods.correction import Rounder, Rounding
 from alpharl_hub.output.shards import OutputFile, ShardWriter
 from alpharl_hub.sources.local import LocalFolder
 from alpharl_hub.sources.patience import Cancelled
@@ -142,17 +142,17 @@ class Mixer:
             self._copy(ref, writer)
             return None
         low, high = (e.find(ref, _ENDPOINT_DTYPE) for e in (self._low, self._high))
-        roundings = []
+        rounder = Rounder(dtype, ref.name)
         for start in range(0, ref.num_elements, _CHUNK_ELEMENTS):
             self._raise_if_stopped()
             count = min(_CHUNK_ELEMENTS, ref.num_elements - start)
             low_P = self._low.read_chunk(low, start, count)
-            weights_P = mix(low_P, self._high.read_chunk(high, start, count), fraction)
-            rounded_P, rounding = round_to(weights_P, dtype, low_P, ref.name)
+            high_P = self._high.read_chunk(high, start, count)
+            weights_P, rounded_P = mix(low_P, high_P, fraction), torch.empty(count, dtype=dtype)
+            rounder.round(weights_P, low_P, rounded_P, torch.empty_like(weights_P))
             position = ref.start + start * rounded_P.element_size()
             writer.write(ref.filename, position, memory_of(rounded_P))
-            roundings.append(rounding)
-        return add_roundings(roundings)
+        return rounder.finish()
 
     def _copy(self, ref: TensorRef, writer: ShardWriter) -> None:
         source = self._low.find(ref, ref.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 from alpharl_hub.byte_ranges import PlannedRange, dest_starts, plan_ranges
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import CheckpointContents, TensorRef, Trajectory
-from alpharl_hub.windows.buffers import POOL
+from alpharl_hub.windows.buffers import READINGS
 from alpharl_hub.windows.plan import MAX_RANGE_BYTES, Window, read_once
 
 StoredTensors = Mapping[int, tuple[Tensor, ...]]
@@ -52,7 +52,7 @@ class WindowReader:
         if torch.device(device).type == "cuda":
             host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         else:
-            host = POOL.take(num_bytes)
+            host = READINGS.take(num_bytes)
         buffer = memory_of(host)
         pieces = plan_ranges(refs, MAX_RANGE_BYTES)
 
