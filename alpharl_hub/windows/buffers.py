@@ -47,13 +47,13 @@ class BufferPool:
     def _fitting(self, num_bytes: int) -> mmap.mmap | None:
         """Return the smallest free block that is neither too small nor far too large.
 
-        Without one the free blocks go, so that no more is held than is in use at once.
+        Without one the smaller ones go: what is held is not more than what was in use at once.
         """
         most = self._max_ratio * max(num_bytes, _HUGE_PAGE_BYTES)
         with self._lock:
             fitting = [b for b in self._free if num_bytes <= len(b) <= most]
             if not fitting:
-                self._free.clear()
+                self._free = [b for b in self._free if len(b) >= num_bytes]
                 return None
             best = min(fitting, key=len)
             self._free.remove(best)
