@@ -17,9 +17,12 @@ from alpharl_hub.trajectory import CheckpointContents, TensorRef
 from alpharl_hub.windows.plan import (
     BASE,
     COPIED,
+    ENTRIES,
     FROM_BASE,
     LINEAR,
+    MATRIX,
     PREDICTED,
+    WHOLE,
     Decision,
     Window,
     plan_survey,
@@ -74,11 +77,12 @@ class Decider:
                 positions |= set(method.observed)
         if probe and self.middle is not None:
             positions |= {BASE, self.middle, self.last_position}
-        return Decision(action, frozenset(positions), probe, self._keep_whole(tensor, action))
+        return Decision(action, frozenset(positions), probe, self._fitted(tensor, action))
 
-    def _keep_whole(self, tensor: ScopedTensor, action: str) -> bool:
-        is_relex = action == PREDICTED and isinstance(self.method, Relex)
-        return is_relex and not self.is_surveyed(tensor)
+    def _fitted(self, tensor: ScopedTensor, action: str) -> str:
+        if action != PREDICTED or not self.method.meets_entries or self.is_surveyed(tensor):
+            return ENTRIES
+        return WHOLE if isinstance(self.method, Relex) else MATRIX
 
     def is_surveyed(self, tensor: ScopedTensor) -> bool:
         """Whether all deltas of a tensor are needed together and do not fit into memory."""

@@ -16,7 +16,7 @@ from alpharl_hub.safetensors_header import DTYPE_BITS
 from alpharl_hub.scope import ScopedTensor
 from alpharl_hub.trajectory import LowRankRef, StoredRef, TensorRef
 
-WINDOW_BYTES = 64 << 20
+WINDOW_BYTES = 48 << 20
 """Large enough for full speed over long distances, small enough to keep a few in memory."""
 
 MIN_WINDOW_BYTES = 4 << 20
@@ -36,6 +36,9 @@ PREDICTED, COPIED, FROM_BASE, LINEAR = "predicted", "copied", "base", "linear"
 SURVEYED = "surveyed"
 """What happens to a part; a surveyed one is looked at in a reading of its own, before the others.
 """
+
+WHOLE, MATRIX, ENTRIES = "whole", "matrix", "entries"
+"""What of a tensor meets in a fit, and is therefore never cut."""
 
 PROCESS_BYTES = 300_000_000
 """The process itself with torch loaded; resident, measured with torch 2.13 on the CPU."""
@@ -123,13 +126,13 @@ class Cost:
 class Decision:
     """What happens to a tensor, which positions are read for it, and whether to probe.
 
-    `keep_whole`: its entries meet in the fit, so that it is never cut.
+    `fitted` is what its fit needs together: WHOLE, each MATRIX (of a stack), or nothing (ENTRIES).
     """
 
     action: str
     positions: frozenset[int]
     probe: bool
-    keep_whole: bool = False
+    fitted: str = ENTRIES
 
 
 Decide = Callable[[ScopedTensor], Decision]
@@ -205,11 +208,11 @@ def _parts_of(tensor: ScopedTensor, output: TensorRef, decision: Decision) -> Se
     reads, shape = _reads_of(tensor, decision.positions), tensor.last.shape
     name, action, probe = tensor.name, decision.action, decision.probe
     whole = Part(name, name, shape, action, probe, reads, output, shape)
-    if decision.keep_whole or any(isinstance(ref, LowRankRef) for ref in reads.values()):
+    if decision.fitted == WHOLE or any(isinstance(ref, LowRankRef) for ref in reads.values()):
         return [whole]
-    if tensor.is_matrix:
-        return _slices(whole) if len(shape) == 3 else [whole]
-    if part_bytes(whole) <= WINDOW_BYTES:
+    if tensor.is_matrix and len(shape) == 3:
+        return _slices(whole)
+    if decision.fitted == MATRIX or part_bytes(whole) <= WINDOW_BYTES:
         return [whole]
     # Eight entries fill whole bytes in every dtype, the 4-bit ones included.
     return _cut(whole, max(8, WINDOW_BYTES * whole.num_elements // part_bytes(whole) // 8 * 8))
@@ -293,15 +296,13 @@ def window_memory_bytes(
 ) -> int:
     """Bound what one worker holds for a window.
 
-    As stored: the base, the last reading and, where the direction is probed, the middle one; and
-    two more, which are read ahead and are in the end those of a later window (`next_bytes` each).
-    In fp32: what the methods keep; of the largest part that is computed what is predicted at the
-    target and at the last step (the delta before that is one of them), and chunks at rounding.
-    Outputs of two windows: this one's, while the one before is still being written.
+    As stored: the base and the last reading, and two more, which are read ahead and are in the end
+    those of a later window (`next_bytes` each). In fp32: what the methods keep, the delta of the
+    largest part that is computed, and chunks at rounding. Outputs of two windows: this one's, while
+    the one before is still being written.
     """
     sizes = sorted((_reading_bytes(window, p) for p in window.positions), reverse=True)
-    num_kept = 3 if any(part.probe for part in window.parts) else 2
-    stored = max(sum(sizes[: num_kept + 2]), sum(sizes[:num_kept]) + 2 * next_bytes)
+    stored = max(sum(sizes[:4]), sum(sizes[:2]) + 2 * next_bytes)
     predicted = [p.num_elements for p in window.parts if p.action in (PREDICTED, SURVEYED)]
     linear = [part.num_elements for part in window.parts if part.action == LINEAR]
     held = 4 * (num_deltas_held * sum(predicted) + sum(linear))
@@ -311,7 +312,7 @@ def window_memory_bytes(
         held += 2 * 4 * largest
     rounding = 6 * 4 * min(largest, ROUNDED_ELEMENTS)
     output = 2 * num_outputs * sum(p.output.num_bytes if p.output else 0 for p in window.parts)
-    return stored + held + 2 * 4 * largest + rounding + output
+    return stored + held + 4 * largest + rounding + output
 
 
 def _reading_bytes(window: Window, position: int) -> int:
