@@ -229,9 +229,13 @@ def read_manifest(text: str | bytes, where: str) -> Manifest:
     found = document.get("schema") if isinstance(document, dict) else None
     if found != SCHEMA or isinstance(found, bool):
         raise ManifestError(
-            f"{where}: schema {found!r} is not {SCHEMA}; it was not written by this version"
+            f"{where}: schema {strict_json.shown_value(found)} is not {SCHEMA}; it was not written "
+            "by this version"
         )
     manifest = strict_json.load(Manifest, text, where)
     if manifest.kind not in (KIND_MODEL, KIND_FACTORS):
-        raise ManifestError(f"{where}: unknown kind {manifest.kind!r}")
+        raise ManifestError(
+            f"{where}: unknown kind {strict_json.shown(manifest.kind)}; it was not written by this "
+            "version"
+        )
     return manifest

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from alpharl_hub.errors import HeaderError
+from alpharl_hub.strict_json import shown
 from alpharl_hub.trajectory import TensorRef
 
 DTYPE_BITS = {
@@ -158,12 +159,12 @@ def encode_header(
     start = 0
     for name, dtype, shape in entries:
         if name in document or name == _METADATA:
-            raise HeaderError(f"cannot store tensor {_shown(name)}: the name is taken; rename it")
+            raise HeaderError(f"cannot store tensor {shown(name)}: the name is taken; rename it")
         try:
             stop = start + _stored_num_bytes(dtype, shape)
         except _Flaw as flaw:
             raise HeaderError(
-                f"cannot store tensor {_shown(name)}: {flaw}; choose another dtype"
+                f"cannot store tensor {shown(name)}: {flaw}; choose another dtype"
             ) from None
         document[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
@@ -242,7 +243,7 @@ def _metadata(value: object) -> dict[str, str]:
     metadata = {}
     for key, text in value:
         if not isinstance(text, str):
-            raise _Flaw(f"{_METADATA} holds something other than text under {_shown(key)}")
+            raise _Flaw(f"{_METADATA} holds something other than text under {shown(key)}")
         _check_text(key)
         _check_text(text)
         metadata[key] = text
@@ -250,7 +251,7 @@ def _metadata(value: object) -> dict[str, str]:
 
 
 def _tensor_info(name: str, value: object) -> _TensorInfo:
-    where = f"tensor {_shown(name)}"
+    where = f"tensor {shown(name)}"
     if isinstance(value, _Object):
         fields = _known_fields(where, value)
     elif isinstance(value, list) and len(value) == len(_TENSOR_FIELDS):
@@ -291,7 +292,7 @@ def _dtype(where: str, value: object) -> str:
     if not isinstance(value, str):
         raise _Flaw(f"the dtype of {where} is not a name")
     if value not in DTYPE_BITS:
-        raise _Flaw(f"the dtype of {where} is not known: {_shown(value)}")
+        raise _Flaw(f"the dtype of {where} is not known: {shown(value)}")
     return value
 
 
@@ -315,14 +316,14 @@ def _check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise _Flaw(f"{_shown(text)} is not valid Unicode") from None
+        raise _Flaw(f"{shown(text)} is not valid Unicode") from None
 
 
 def _check_coverage(ordered: Sequence[tuple[str, _TensorInfo]], data_num_bytes: int) -> None:
     """The tensors, in the order of their bytes, must fill the file without gap or overlap."""
     position = 0
     for name, info in ordered:
-        where = f"tensor {_shown(name)}"
+        where = f"tensor {shown(name)}"
         if info.start != position or info.stop < info.start:
             raise _Flaw(
                 f"{where} lies at {info.start} to {info.stop} where position {position} is next"
@@ -343,7 +344,7 @@ def _check_coverage(ordered: Sequence[tuple[str, _TensorInfo]], data_num_bytes: 
 def _stored_num_bytes(dtype: str, shape: Sequence[int]) -> int:
     """Stored size of a tensor in bytes, in 64-bit arithmetic that refuses to overflow."""
     if dtype not in DTYPE_BITS:
-        raise _Flaw(f"unknown dtype {_shown(dtype)}")
+        raise _Flaw(f"unknown dtype {shown(dtype)}")
     num_elements = 1
     for size in shape:
         num_elements *= size
@@ -355,8 +356,3 @@ def _stored_num_bytes(dtype: str, shape: Sequence[int]) -> int:
     if num_bits % 8:
         raise _Flaw(f"{num_elements} elements of {dtype} do not end at a whole byte")
     return num_bits // 8
-
-
-def _shown(text: str) -> str:
-    """A name out of a file in a form that is safe to print: one line, escaped, not endless."""
-    return repr(text if len(text) <= 100 else text[:97] + "...")

@@ -3,6 +3,9 @@
 Strict both ways: NaN and infinities are written as null, and reading refuses unknown keys, missing
 keys, duplicate keys and values of another type, so that a document from somebody else is data of a
 known shape or nothing.
+
+`read_int`, `require_unicode` and `shown` are also for the readers that are more lenient, of configs
+and scores.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ Record = TypeVar("Record")
 MAX_DOCUMENT_BYTES = 256 << 20
 """A manifest lists a few hundred bytes per tensor; a quarter of a gigabyte is no manifest."""
 
+_MAX_INT_DIGITS = 300
+_MAX_SHOWN_CHARS = 100
+
 
 def to_plain(value: Any) -> Any:
     """Turn dataclasses, tuples and mappings into what `json` writes; NaN and infinities to None."""
@@ -36,8 +42,57 @@ def to_plain(value: Any) -> Any:
 
 
 def dump(value: Any, *, indent: int | None = None) -> str:
-    """Write a dataclass or plain value as one JSON document."""
-    return json.dumps(to_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Write a dataclass or plain value as one JSON document.
+
+    Halves of surrogate pairs, which names of files can hold and UTF-8 cannot, become "?".
+    """
+    text = json.dumps(to_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def read_int(text: str) -> int:
+    """Read an integer of a JSON document, for `parse_int`; any that passes fits into a float.
+
+    Raises:
+        ValueError: more digits than that. Python's own words on it name an interpreter setting.
+    """
+    if len(text) > _MAX_INT_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits is out of range")
+    return int(text)
+
+
+def require_unicode(document: object) -> None:
+    """Refuse JSON in which an escape such as \\ud800 stands for half a character.
+
+    Python reads it, and fails when the text is printed, written or used as a name of a file.
+
+    Raises:
+        ValueError: there is one.
+    """
+    try:
+        json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = str(error.object[error.start])
+        raise ValueError(f"{half!r} is half a character") from None
+
+
+def why_not_json(error: ValueError | RecursionError) -> str:
+    """Say in a few words why a document could not be parsed."""
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
+def shown(text: str) -> str:
+    """Quote a stranger's text for a message: one line, escaped, not endless."""
+    return repr(_cut(text))
+
+
+def shown_value(value: object) -> str:
+    """Write any value of a stranger's document for a message, as short as `shown`."""
+    return shown(value) if isinstance(value, str) else _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[: _MAX_SHOWN_CHARS - 3] + "..."
 
 
 def _refuse_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -59,7 +114,7 @@ def _finite(text: str) -> float:
 
 
 def parse(text: str | bytes, where: str) -> Any:
-    """Parse one JSON document without duplicate keys or NaN; `where` names it in errors.
+    """Parse one JSON document in UTF-8 without duplicate keys or NaN; `where` names it in errors.
 
     Raises:
         ManifestError: the text is no such document.
@@ -67,14 +122,19 @@ def parse(text: str | bytes, where: str) -> Any:
     if len(text) > MAX_DOCUMENT_BYTES:
         raise ManifestError(f"{where}: larger than {MAX_DOCUMENT_BYTES} bytes; not a file of ours")
     try:
-        return json.loads(
-            text,
+        document = json.loads(
+            text if isinstance(text, str) else text.decode("utf-8"),
             object_pairs_hook=_refuse_duplicates,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=read_int,
         )
+        require_unicode(document)
+        return document
     except (ValueError, RecursionError) as error:
-        raise ManifestError(f"{where}: not valid JSON ({error}); write it anew") from error
+        raise ManifestError(
+            f"{where}: not valid JSON ({why_not_json(error)}); write it anew"
+        ) from error
 
 
 def load(record_type: type[Record], text: str | bytes, where: str) -> Record:
@@ -133,7 +193,7 @@ def _build_record(record_type: Any, value: Any, where: str) -> Any:
     hints = get_type_hints(record_type)
     unknown = sorted(set(value) - set(hints))
     if unknown:
-        raise ManifestError(f"{where}: unknown key {unknown[0]!r}; made by another version?")
+        raise ManifestError(f"{where}: unknown key {shown(unknown[0])}; made by another version?")
     built = {}
     for field in fields(record_type):
         if field.name in value:

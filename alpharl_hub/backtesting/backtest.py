@@ -10,11 +10,11 @@ from alpharl_hub.backtesting.candidates import Design, Timed, choose_methods
 from alpharl_hub.backtesting.cases import FitWindow, plan_windows, require_truths
 from alpharl_hub.backtesting.readings import judge_tests, read_direction, read_truths
 from alpharl_hub.backtesting.results import Backtest, WindowDirection, WindowTest
-from alpharl_hub.backtesting.sums import Sums, add_sums
+from alpharl_hub.backtesting.sums import PackedSums, Sums, add_sums
 from alpharl_hub.backtesting.window_work import WindowBacktester
 from alpharl_hub.prediction.automatic import learning_rates, name_clock
 from alpharl_hub.preparation import Prepared, nearest_middle
-from alpharl_hub.reporting.report import QUICK_LAYERS, sample_layers
+from alpharl_hub.reporting.sample import sample_layers
 from alpharl_hub.results import SCHEMA
 from alpharl_hub.scope import ScopedTensor, count_matrices
 from alpharl_hub.trajectory import LowRankRef, Trajectory
@@ -25,10 +25,13 @@ from alpharl_hub.windows.plan import (
     group_by_bytes,
     plan_analysis,
 )
-from alpharl_hub.windows.streaming import Compute, Hooks, find_crew, stream
+from alpharl_hub.windows.streaming import Compute, Hooks, Results, find_crew, stream
 
-_COUNTED_READINGS = 3
-"""Base, middle and last: what `window_memory_bytes` takes to be kept of a window with a probe."""
+_QUICK_LAYERS = 4
+"""How many layers `--quick` reads: the first, the last, and two between."""
+
+_COUNTED_READINGS = 2
+"""What `window_memory_bytes` takes to be kept of a window, as stored: the base and one more."""
 
 _SMALLEST_ENTRIES_BYTES = 64 * 0.02
 """An entry: finding the smallest 2 % takes up to 64 bytes for each of those."""
@@ -50,9 +53,13 @@ class BacktestOptions:
 
 
 def backtest(
-    prepared: Prepared, options: BacktestOptions, compute: Compute, hooks: Hooks
+    prepared: Prepared,
+    options: BacktestOptions,
+    compute: Compute,
+    hooks: Hooks,
+    journal: Results | None = None,
 ) -> Backtest:
-    """Test all methods on a run in one reading.
+    """Test all methods on a run in one reading; windows that a journal holds are not read again.
 
     Raises:
         TrajectoryError: windows or truths that the run cannot serve. FitError: an unknown method.
@@ -61,8 +68,8 @@ def backtest(
     """
     trajectory = prepared.trajectory
     matrices = prepared.scope.matrices
-    chosen = sample_layers(matrices, QUICK_LAYERS) if options.quick else matrices
-    tests, now = _test(trajectory, chosen, options, compute, hooks)
+    chosen = sample_layers(matrices, _QUICK_LAYERS) if options.quick else matrices
+    tests, now = _test(trajectory, chosen, options, compute, hooks, journal)
     return Backtest(
         schema=SCHEMA,
         steps=trajectory.steps_T,
@@ -89,6 +96,7 @@ def _test(
     options: BacktestOptions,
     compute: Compute,
     hooks: Hooks,
+    journal: Results | None,
 ) -> tuple[tuple[WindowTest, ...], WindowDirection]:
     """Return the tests of every window, and the direction of the whole run."""
     steps_T, truth_steps = trajectory.steps_T, _truth_steps(options)
@@ -98,7 +106,7 @@ def _test(
     clocks = [_timed(trajectory, window) for window in windows]
     methods = choose_methods(options.methods)
     design = Design(steps_T, windows, methods, [timed for timed, _ in clocks])
-    sums = _read(trajectory, matrices, design, (*windows, whole), compute, hooks)
+    sums = _read(trajectory, matrices, design, (*windows, whole), compute, hooks, journal)
     tests = tuple(
         WindowTest(
             direction=read_direction(trajectory, sums, number, window),
@@ -117,6 +125,7 @@ def _read(
     windows: Sequence[FitWindow],
     compute: Compute,
     hooks: Hooks,
+    journal: Results | None,
 ) -> Sums:
     """Read every matrix at all its checkpoints, which are held together."""
     steps_T = trajectory.steps_T
@@ -124,8 +133,8 @@ def _read(
     read = _windows_to_read(matrices, len(steps_T))
     crew = find_crew(read, compute, _num_deltas_held(read))
     work = WindowBacktester(trajectory, design, windows, middles)
-    found = stream(trajectory, read, work, crew.reading(hooks), Sums)
-    return add_sums([sums for index in sorted(found) for sums in found[index]])
+    found = stream(trajectory, read, work, crew.reading(hooks), PackedSums, journal)
+    return add_sums([packed.unpack() for index in sorted(found) for packed in found[index]])
 
 
 def _windows_to_read(matrices: Sequence[ScopedTensor], num_steps: int) -> tuple[Window, ...]:
@@ -152,7 +161,8 @@ def _num_deltas_held(windows: Sequence[Window]) -> int:
             if isinstance(ref, LowRankRef) and ref.magnitude is not None
         )
         most = max(most, (sum(sizes[:-_COUNTED_READINGS]) + 4 * merged) / (4 * entries))
-    return math.ceil(most + _SMALLEST_ENTRIES_BYTES / 4)
+    # One more for what is computed of a window beside its deltas.
+    return 1 + math.ceil(most + _SMALLEST_ENTRIES_BYTES / 4)
 
 
 def _timed(trajectory: Trajectory, window: FitWindow) -> tuple[Timed | None, str]:

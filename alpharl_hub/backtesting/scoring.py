@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from alpharl_hub import strict_json
 from alpharl_hub.backtesting.candidates import LAST, LINEAR_RECENT, RECENT_HALF
 from alpharl_hub.backtesting.results import Backtest, ScoredModel, ScoredTest
 from alpharl_hub.errors import FitError
@@ -32,7 +33,7 @@ from alpharl_hub.prediction.targets import Goal, ResolvedTarget, TargetOptions, 
 from alpharl_hub.preparation import Prepared, ScopeOptions, prepare
 from alpharl_hub.sweeping.evaluation import LOG_NAME, Evaluation, evaluate
 from alpharl_hub.trajectory import Trajectory
-from alpharl_hub.windows.streaming import Compute, Hooks
+from alpharl_hub.windows.streaming import Compute, Hooks, Results
 
 WANTED_RATIO = 2.0
 _MODELS = "models"
@@ -77,15 +78,18 @@ def score_one_test(
     request: ScoringRequest,
     compute: Compute,
     hooks: Hooks,
+    journal: Results,
 ) -> ScoredTest:
     """Score the last fitted checkpoint, the truth, and every method's prediction of it.
+
+    What the journal holds of this evaluation is not scored again.
 
     Raises:
         EvaluationError: an evaluation without a usable score. Cancelled: `request.stop` was set.
         ResourceError, WriteError, SourceError: as of a prediction.
     """
     test = _choose(backtest)
-    maker = _Maker(request, compute, hooks)
+    maker = _Maker(request, compute, hooks, journal)
     fitted = trajectory_subject(_cut(prepared, scope, test.fitted_steps), scope)
     truth = trajectory_subject(_cut(prepared, scope, (test.truth_step,)), scope)
     models = [
@@ -172,13 +176,25 @@ def _last_setting(subject: Subject, compute: Compute) -> Setting:
 class _Maker:
     """Writes, scores and deletes models."""
 
-    def __init__(self, request: ScoringRequest, compute: Compute, hooks: Hooks) -> None:
+    def __init__(
+        self, request: ScoringRequest, compute: Compute, hooks: Hooks, journal: Results
+    ) -> None:
+        self._journal = journal
         self._request = request
         self._compute = compute
         self._hooks = hooks
 
     def score(self, name: str, setting: Setting) -> ScoredModel:
         """Score one model."""
+        request = self._request
+        key = f"evaluation {request.evaluation.digest} {name}"
+        if key not in self._journal.results:
+            self._journal.record(key, strict_json.to_plain(self._measure(name, setting)))
+        scored = strict_json.from_plain(ScoredModel, self._journal.results[key], key)
+        request.on_scored(scored)
+        return scored
+
+    def _measure(self, name: str, setting: Setting) -> ScoredModel:
         request = self._request
         label = name.replace(" ", "_")
         # Every model has a folder of its own name: evaluations keep answers by the path.
@@ -188,6 +204,4 @@ class _Maker:
             measured = evaluate(request.evaluation, model, kept, request.stop)
         finally:
             shutil.rmtree(model, ignore_errors=True)
-        scored = ScoredModel(name, measured.score, measured.seconds, str(kept / LOG_NAME))
-        request.on_scored(scored)
-        return scored
+        return ScoredModel(name, measured.score, measured.seconds, str(kept / LOG_NAME))

@@ -19,6 +19,7 @@ from alpharl_hub.backtesting.candidates import Design
 from alpharl_hub.backtesting.cases import FitWindow
 from alpharl_hub.backtesting.results import Closeness
 from alpharl_hub.backtesting.rows import ALL_ENTRIES, Products
+from alpharl_hub.errors import WriteError
 from alpharl_hub.numerics.direction import (
     FIRST_LEVEL,
     MAX_FLOOR,
@@ -26,6 +27,7 @@ from alpharl_hub.numerics.direction import (
     DirectionSums,
     LevelSums,
 )
+from alpharl_hub.tensor_bytes import memory_of
 
 _CANCELLED = 1e-12
 """A squared difference below this share of its summands is what rounding leaves of zero."""
@@ -52,6 +54,38 @@ class Sums:
     error_squared: Tensor
     move_squared: Tensor
     move_product: Tensor
+
+
+@dataclass(frozen=True)
+class PackedSums:
+    """Sums for a journal: shapes and, in hexadecimal, bytes of their float64, field by field."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    values: tuple[str, ...]
+
+    @classmethod
+    def pack(cls, sums: Sums) -> PackedSums:
+        """Write down to the bit, NaN included."""
+        tensors = [getattr(sums, field.name).double().contiguous() for field in fields(Sums)]
+        return cls(
+            tuple(tuple(tensor.shape) for tensor in tensors),
+            tuple(memory_of(tensor).hex() for tensor in tensors),
+        )
+
+    def unpack(self) -> Sums:
+        """Read again.
+
+        Raises:
+            WriteError: this is no record of sums.
+        """
+        try:
+            tensors = [
+                torch.frombuffer(bytearray.fromhex(values), dtype=torch.float64).view(shape)
+                for shape, values in zip(self.shapes, self.values, strict=True)
+            ]
+            return Sums(*tensors)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise WriteError("the journal holds no sums; delete the work folder") from error
 
 
 def add_sums(parts: Sequence[Sums]) -> Sums:

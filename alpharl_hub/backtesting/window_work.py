@@ -15,7 +15,7 @@ from torch import Tensor
 from alpharl_hub.backtesting.candidates import Design
 from alpharl_hub.backtesting.cases import FitWindow
 from alpharl_hub.backtesting.rows import Course, Dense, Product, Values, products_of
-from alpharl_hub.backtesting.sums import Sums, add_sums, sums_of
+from alpharl_hub.backtesting.sums import PackedSums, add_sums, sums_of
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.methods import MethodOptions
 from alpharl_hub.numerics.factors import FactorBuilder
@@ -50,14 +50,14 @@ class WindowBacktester:
         self._windows = windows
         self._middles = middles
 
-    def __call__(self, reads: WindowReads, device: str) -> tuple[Sums, ...]:
+    def __call__(self, reads: WindowReads, device: str) -> tuple[PackedSums, ...]:
         """Do one window on one device; its matrices come back as one."""
         held = dict(reads.readings)
         found = []
         for place, part in enumerate(reads.window.parts):
             products = products_of(self._course(part, place, held, device))
             found.append(sums_of(products, self._design, self._windows, self._middles))
-        return (add_sums(found),)
+        return (PackedSums.pack(add_sums(found)),)
 
     def _course(
         self, part: Part, place: int, held: Mapping[int, StoredTensors], device: str

@@ -19,7 +19,11 @@ ABSENT = "-"
 _MAX_NAME_CHARS = 160
 _MAX_PROSE_CHARS = 600
 _PLAIN_NAME = re.compile(r"[\w./:@+=,{}*%~#()-]+(?: [\w./:@+=,{}*%~#()-]+)*", re.ASCII)
-_ACTIVE = re.compile(r"[\\`*_{}\[\]<>|~&$@#^]")
+# Also addresses, of which GitHub's dialect makes links, and what would begin a list within a list:
+# https://github.github.com/gfm/#autolinks-extension-
+_ACTIVE = re.compile(
+    r"[\\`*_{}\[\]<>|~&$@#^]|:(?=//)|(?<=www)\.|^[-+]|^\d(?=\d{0,8}[.)])", re.IGNORECASE
+)
 
 
 def one_line(text: str, max_chars: int = _MAX_NAME_CHARS) -> str:

@@ -16,7 +16,7 @@ from alpharl_hub.cli.terminal import data_console
 @click.command()
 @click.argument("run")
 @run_options
-@click.option("--quick", is_flag=True, help="Read a sample of layers.")
+@click.option("--quick", is_flag=True, help="Read a fiftieth: some matrices of each kind, 5 steps.")
 @click.option("--force", is_flag=True, help="Go on though the base looks wrong.")
 @compute_options
 @output_options

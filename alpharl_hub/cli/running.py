@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from alpharl_hub import strict_json
 from alpharl_hub.cli.inspect_screen import print_notices
-from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console, print_labelled
+from alpharl_hub.cli.progress import Pace
+from alpharl_hub.cli.terminal import escape_text, notes_console, print_labelled
 from alpharl_hub.manifest import AutoRecord, Notice, TrustRecord
 
 if TYPE_CHECKING:
@@ -34,48 +35,43 @@ _MAX_STOPPING_S = 4.0
 
 @dataclass
 class Progress:
-    """Bytes read: a bar on a terminal, else a log line every half minute. From any thread."""
+    """How far it is: a bar on a terminal, else a log line every half minute. From any thread."""
 
     quiet: bool
+    clock: Callable[[], float] = time.monotonic
+    _pace: Pace = field(default_factory=Pace)
+    _is_first: bool = True
     _bar: Any = None
-    _last_log_s: float = 0.0
-    _started_s: float = 0.0
+    _last_log_s: float | None = None
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
         """Show how far the reading is."""
         if self.quiet:
             return
-        if not self._started_s:
-            self._started_s = self._last_log_s = time.monotonic()
+        now_s = self.clock()
+        self._last_log_s = now_s if self._last_log_s is None else self._last_log_s
+        if self._pace.tell(done_bytes, total_bytes, now_s):
+            self._is_first = False
         if sys.stderr.isatty():
-            self._show_bar(done_bytes, total_bytes)
-        elif time.monotonic() - self._last_log_s >= _LOG_EVERY_S:
-            self._log(done_bytes, total_bytes)
+            self._show_bar(self._words(now_s))
+        elif now_s - self._last_log_s >= _LOG_EVERY_S:
+            self._last_log_s = now_s
+            click.echo(self._words(now_s), err=True)
 
-    def _show_bar(self, done_bytes: int, total_bytes: int) -> None:
+    def _words(self, now_s: float) -> str:
+        return ("" if self._is_first else "next reading: ") + self._pace.words(now_s)
+
+    def _show_bar(self, words: str) -> None:
         if self._bar is None:
-            # The mean over the whole run (smoothing=0): windows finish in bursts, and the rate of
-            # the last burst says little about the hours to come.
-            self._bar = tqdm(
-                total=total_bytes,
-                unit="B",
-                unit_scale=True,
-                smoothing=0,
-                desc="reading",
-                leave=False,
-            )
-        self._bar.total = total_bytes
-        self._bar.update(done_bytes - self._bar.n)
-
-    def _log(self, done_bytes: int, total_bytes: int) -> None:
-        self._last_log_s = time.monotonic()
-        elapsed_s = self._last_log_s - self._started_s
-        left_s = elapsed_s * (total_bytes - done_bytes) / max(done_bytes, 1)
-        click.echo(
-            f"read {human_bytes(done_bytes)} of {human_bytes(total_bytes)}, "
-            f"about {left_s / 60:.0f} min left",
-            err=True,
-        )
+            form = "|{bar:20}| {desc}"
+            self._bar = tqdm(desc=words, bar_format=form, ascii=True, leave=False, miniters=0)
+        self._bar.set_description_str(words, refresh=False)
+        self._bar.total = self._pace.total_bytes
+        if self._pace.done_bytes < self._bar.n:
+            self._bar.reset()
+        self._bar.update(self._pace.done_bytes - self._bar.n)
+        if self._pace.done_bytes == self._pace.total_bytes:
+            self._bar.refresh()  # these words stay, while what follows is done
 
     def close(self) -> None:
         """Take the bar away."""
@@ -87,7 +83,8 @@ class Progress:
 def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `stop`; a second one ends the process at once.
 
-    Afterwards, when a signal came, the process ends with 130 (SIGINT) or 143 (SIGTERM).
+    When that ends the block early, the process ends with 130 (SIGINT) or 143 (SIGTERM). A block
+    that gets to its end all the same has done all that was asked: then no signal has come.
 
     A thread of its own takes the signals. A handler would run in the main thread between any two
     steps of it, also while that holds the lock of `stop` in a wait, and `stop.set()` would then
@@ -102,9 +99,11 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     before = [signal.signal(number, _leave_to_watcher) for number in _SIGNALS]
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         if not received:
             raise
+        _say(_GOES_ON)
+        raise SystemExit(128 + received[0]) from error
     finally:
         for number, handler in zip(_SIGNALS, before, strict=True):
             signal.signal(number, handler)
@@ -112,9 +111,16 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
         os.close(writing)
         watcher.join()
         os.close(reading)
-    if received:
-        click.echo(_GOES_ON, err=True)
-        raise SystemExit(128 + received[0])
+
+
+def _say(text: str) -> None:
+    """Tell on stderr, unless nobody takes it: a terminal that is gone must not keep us from ending.
+
+    Ctrl-C reaches all programs of a pipeline, so that `... 2>&1 | tee log` may have lost its end.
+    """
+    with suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, f"{text}\n".encode())
 
 
 def _leave_to_watcher(_number: int, _frame: object) -> None:
@@ -126,7 +132,7 @@ def _watch(reading: int, stop: threading.Event, received: list[int]) -> None:
     timeout_s = None
     while True:
         if not select.select([reading], [], [], timeout_s)[0]:
-            click.echo(_GOES_ON, err=True)
+            _say(_GOES_ON)
             os._exit(128 + received[0])
         data = os.read(reading, 1)
         if not data:
@@ -138,7 +144,7 @@ def _watch(reading: int, stop: threading.Event, received: list[int]) -> None:
         received.append(data[0])
         stop.set()
         timeout_s = _MAX_STOPPING_S
-        click.echo("stopping; once more to stop at once", err=True)
+        _say("stopping; once more to stop at once")
 
 
 def tell_wait(verbose: bool) -> Callable[[float, str], None]:

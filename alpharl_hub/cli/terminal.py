@@ -129,7 +129,9 @@ def print_labelled(console: Console, label: str, text: str) -> None:
 def print_heading(console: Console, title: str, note: str = "") -> None:
     """Print the heading of a table, after an empty line."""
     console.print()
-    console.print(Text(title, style="bold") + Text(f" ({note})" if note else ""))
+    console.print(
+        Text(escape_text(title), style="bold") + Text(f" ({escape_text(note)})" if note else "")
+    )
 
 
 def new_table(gap: int = GAP) -> Table:

@@ -4,6 +4,10 @@ one that writes.
 The reading thread walks the windows, one checkpoint after another, and hands over what it read
 through a short queue; the computing thread takes it from there, and hands what is to be written to
 the third. What is in flight is therefore bounded by the queues, whatever the number of checkpoints.
+
+Where the memory of a device runs out, everything that its worker holds there is let go and the
+window is begun again; from then on what is read ahead waits in the machine's memory. A window that
+fails once more is done on the CPU.
 """
 
 from __future__ import annotations
@@ -13,8 +17,16 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from alpharl_hub.errors import ResourceError
+from alpharl_hub.executors.read_ahead import ReadAhead
+from alpharl_hub.windows.devices import (
+    CPU,
+    OutOfDeviceMemory,
+    is_out_of_memory,
+    release_memory,
+)
 from alpharl_hub.windows.plan import Window
 from alpharl_hub.windows.reader import StoredTensors, WindowReader
 
@@ -23,12 +35,13 @@ Result = TypeVar("Result")
 READ_THREADS = 8
 """Requests in flight; four to sixteen made no difference beyond noise on a fast link."""
 
-_READ_AHEAD = 1
-
 
 @dataclass(frozen=True)
 class WindowReads:
-    """The readings of one window, in the order of its positions, as they arrive."""
+    """The readings of one window, in the order of its positions, as they arrive.
+
+    A window that did not fit on its device comes again, from its first reading.
+    """
 
     window: Window
     readings: Iterator[tuple[int, StoredTensors]]
@@ -38,6 +51,9 @@ WindowWork = Callable[[WindowReads, str], Result]
 """What is done with one window on one device; it is all done when this returns."""
 
 Write = Callable[[], None]
+
+_Done: TypeAlias = "queue.SimpleQueue[tuple[Window, Result] | BaseException | None]"
+"""Windows with their results, what went wrong, and a None for each worker that ends."""
 
 
 @runtime_checkable
@@ -57,14 +73,36 @@ class Stopped(BaseException):
     """Another worker failed or the user stopped the run; no error of its own."""
 
 
+def _ignore_repeat(num_bytes: int) -> None:
+    """Nobody counts."""
+
+
+def _ignore_move(window: Window) -> None:
+    """Nobody asks where."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What is told, from the workers' threads, when the memory of a device does not suffice.
+
+    `on_repeat(num_bytes)`: so much of what was read will be read once more. `on_move(window)`: it
+    was done on the CPU; told before its result is yielded.
+    """
+
+    on_repeat: Callable[[int], None] = _ignore_repeat
+    on_move: Callable[[Window], None] = _ignore_move
+
+
 class LocalExecutor(Generic[Result]):
     """Spreads windows over devices.
 
     Args:
         reader: reads the parts of a window from one checkpoint.
-        work: what is done with a window; called in the worker's thread with the device's name.
+        work: what is done with a window; called in the worker's thread with the device's name, and
+            called again for the same window after a torch.OutOfMemoryError.
         devices: torch device names; one worker each, the same name may stand twice.
         stop: set from outside (a signal) to end soon; set here when a worker fails.
+        events: who is told of windows that did not fit on their device.
     """
 
     def __init__(
@@ -73,38 +111,41 @@ class LocalExecutor(Generic[Result]):
         work: WindowWork[Result],
         devices: Sequence[str],
         stop: threading.Event,
+        events: Events | None = None,
     ) -> None:
-        self._reader = reader
-        self._work = work
+        self.reader = reader
+        self.work = work
+        self.stop = stop
+        self.events = events or Events()
         self._devices = devices
-        self._stop = stop
 
     def run(self, windows: Sequence[Window]) -> Iterator[tuple[Window, Result]]:
-        """Yield every window with its result, in the order in which they get done."""
+        """Yield every window with its result, in the order in which they get done.
+
+        Raises:
+            ResourceError: the memory of this machine does not suffice. What readings and work
+                raise comes out as it is.
+        """
         todo: queue.SimpleQueue[Window] = queue.SimpleQueue()
         for window in windows:
             todo.put(window)
-        done: queue.SimpleQueue[tuple[Window, Result] | BaseException | None] = queue.SimpleQueue()
+        done: _Done[Result] = queue.SimpleQueue()
         with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="range") as pool:
-            threads = [
-                threading.Thread(target=self._serve, args=(device, todo, done, pool))
-                for device in self._devices
-            ]
+            workers = [_Worker(self, device, todo, done, pool) for device in self._devices]
+            threads = [threading.Thread(target=worker.run) for worker in workers]
             for thread in threads:
                 thread.start()
             try:
                 yield from self._collect(done, len(threads))
             except BaseException:
                 # Whatever ends the collecting early must also end waits for a busy server.
-                self._stop.set()
+                self.stop.set()
                 raise
             finally:
                 for thread in threads:
                     thread.join()
 
-    def _collect(
-        self, done: queue.SimpleQueue[tuple[Window, Result] | BaseException | None], running: int
-    ) -> Iterator[tuple[Window, Result]]:
+    def _collect(self, done: _Done[Result], running: int) -> Iterator[tuple[Window, Result]]:
         failure: BaseException | None = None
         while running:
             item = done.get()
@@ -117,115 +158,135 @@ class LocalExecutor(Generic[Result]):
         if failure is not None:
             raise failure
 
-    def _serve(
+
+class _Worker(Generic[Result]):
+    """The three threads of one device; `run` is the one that computes."""
+
+    def __init__(
         self,
+        executor: LocalExecutor[Result],
         device: str,
         todo: queue.SimpleQueue[Window],
-        done: queue.SimpleQueue[tuple[Window, Result] | BaseException | None],
+        done: _Done[Result],
         pool: ThreadPoolExecutor,
     ) -> None:
-        ready: queue.Queue[tuple[Window, StoredTensors | BaseException] | None]
-        ready = queue.Queue(maxsize=_READ_AHEAD)
-        reading = threading.Thread(target=self._read_all, args=(device, todo, ready, pool))
-        reading.start()
-        computed: queue.Queue[tuple[Window, Result, Write] | None]
-        computed = queue.Queue()
+        self._executor = executor
+        self._device = device
+        self._todo = todo
+        self._done = done
+        self._pool = pool
+        self._arrive_on = device
+        """Where readings wait until their turn: the CPU once the device had too little memory."""
+        self._ahead: ReadAhead
         # One window is being written at the most while the next is computed.
-        free = threading.Semaphore()
-        writing = threading.Thread(target=self._write_all, args=(computed, done, free))
+        self._is_free = threading.Semaphore()
+        self._computed: queue.Queue[tuple[Window, Result, Write] | None] = queue.Queue()
+
+    def run(self) -> None:
+        """Do windows until there are no more."""
+        writing = threading.Thread(target=self._write_all)
         writing.start()
+        self._ahead = self._read_ahead(())
         try:
-            while (first := ready.get()) is not None:
-                window = first[0]
-                reads = WindowReads(window, self._readings(window, first[1], ready))
-                result, write = self._compute(reads, device)
-                free.acquire()
-                computed.put((window, result, write))
+            while (window := self._ahead.next_window()) is not None:
+                result, write = self._do(window)
+                self._is_free.acquire()
+                self._computed.put((window, result, write))
                 del write
         except BaseException as error:
             # Not swallowed: handed to the thread that collects, which raises it.
-            self._stop.set()
-            done.put(error)
+            self._executor.stop.set()
+            self._done.put(error)
         finally:
-            _drain(ready, reading)
-            computed.put(None)
+            self._ahead.cancel()
+            self._computed.put(None)
             writing.join()
-            done.put(None)
+            self._done.put(None)
 
-    def _compute(self, reads: WindowReads, device: str) -> tuple[Result, Write]:
-        if isinstance(self._work, StagedWork):
-            return self._work.compute(reads, device)
-        return self._work(reads, device), _nothing_to_write
+    def _do(self, window: Window) -> tuple[Result, Write]:
+        """Do a window on the device, there with less in flight, or on the CPU."""
+        has_read_ahead_there = self._arrive_on == self._device
+        found = self._attempt(window, self._device)
+        if found is None and has_read_ahead_there:
+            self._begin_again()
+            found = self._attempt(window, self._device)
+        if found is None:
+            self._begin_again()
+            found = self._attempt(window, CPU)
+            self._executor.events.on_move(window)
+        assert found is not None, "the CPU's memory has another error"
+        return found
 
-    def _write_all(
-        self,
-        computed: queue.Queue[tuple[Window, Result, Write] | None],
-        done: queue.SimpleQueue[tuple[Window, Result] | BaseException | None],
-        free: threading.Semaphore,
-    ) -> None:
+    def _attempt(self, window: Window, device: str) -> tuple[Result, Write] | None:
+        """Do a window on a device; None where the memory of that does not suffice."""
+        try:
+            return self._compute(window, device)
+        except OutOfDeviceMemory:
+            if device == CPU:
+                raise
+        except (RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"{window.parts[0].name}: this machine has too little memory free for it and what "
+                "is read with it; give --memory, fewer --devices, or end other programs"
+            ) from error
+        return None
+
+    def _compute(self, window: Window, device: str) -> tuple[Result, Write]:
+        readings = self._ahead.readings()
+        if device not in (CPU, self._arrive_on):
+            readings = _moved_to(device, readings)
+        reads, work = WindowReads(window, readings), self._executor.work
+        if isinstance(work, StagedWork):
+            return work.compute(reads, device)
+        return work(reads, device), _nothing_to_write
+
+    def _begin_again(self) -> None:
+        """Let go of what this worker holds on its device, and go back to the window's start.
+
+        Called when the error is no longer handled: it holds the frames that were at work.
+        """
+        windows, num_bytes = self._ahead.cancel()
+        with self._is_free:
+            pass  # what is still to be written of the window before
+        release_memory(self._device)
+        self._executor.events.on_repeat(num_bytes)
+        self._arrive_on = CPU
+        self._ahead = self._read_ahead(windows)
+        self._ahead.next_window()
+
+    def _read_ahead(self, windows: Sequence[Window]) -> ReadAhead:
+        executor, device, pool = self._executor, self._arrive_on, self._pool
+
+        def read(window: Window, position: int) -> StoredTensors:
+            if executor.stop.is_set():
+                raise Stopped
+            return executor.reader.read(window, position, device, pool)
+
+        return ReadAhead(read, windows, self._todo)
+
+    def _write_all(self) -> None:
         """Write window after window; after a failure the rest is only taken, so nobody waits."""
         has_failed = False
-        while (item := computed.get()) is not None:
+        while (item := self._computed.get()) is not None:
             window, result, write = item
             try:
                 if not has_failed:
                     write()
-                    done.put((window, result))
+                    self._done.put((window, result))
             except BaseException as error:
                 # Not swallowed: handed to the thread that collects, which raises it.
                 has_failed = True
-                self._stop.set()
-                done.put(error)
+                self._executor.stop.set()
+                self._done.put(error)
             del item, write
-            free.release()
-
-    def _readings(
-        self,
-        window: Window,
-        first: StoredTensors | BaseException,
-        ready: queue.Queue[tuple[Window, StoredTensors | BaseException] | None],
-    ) -> Iterator[tuple[int, StoredTensors]]:
-        found: StoredTensors | BaseException | None = first
-        for position in window.positions:
-            if found is None:
-                item = ready.get()
-                assert item is not None, "the reading thread hands over every position"
-                found = item[1]
-            if isinstance(found, BaseException):
-                raise found
-            yield position, found
-            found = None
-
-    def _read_all(
-        self,
-        device: str,
-        todo: queue.SimpleQueue[Window],
-        ready: queue.Queue[tuple[Window, StoredTensors | BaseException] | None],
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        while True:
-            try:
-                window = todo.get_nowait()
-            except queue.Empty:
-                break
-            for position in window.positions:
-                try:
-                    if self._stop.is_set():
-                        raise Stopped
-                    ready.put((window, self._reader.read(window, position, device, pool)))
-                except BaseException as error:
-                    # Not swallowed: raised again by the computing thread.
-                    ready.put((window, error))
-                    ready.put(None)
-                    return
-        ready.put(None)
+            self._is_free.release()
 
 
-def _drain(ready: queue.Queue[Any], reading: threading.Thread) -> None:
-    """Let the reading thread finish by taking what it still hands over."""
-    while reading.is_alive():
-        try:
-            ready.get(timeout=0.05)
-        except queue.Empty:
-            continue
-    reading.join()
+def _moved_to(
+    device: str, readings: Iterator[tuple[int, StoredTensors]]
+) -> Iterator[tuple[int, StoredTensors]]:
+    """Bring each reading to the device only when it is asked for."""
+    for position, stored in readings:
+        yield position, {place: tuple(t.to(device) for t in ts) for place, ts in stored.items()}

@@ -25,7 +25,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from alpharl_hub.errors import AlphaRLError, ResourceError
-from alpharl_hub.executors.local import LocalExecutor, Stopped, WindowWork
+from alpharl_hub.executors.local import Events, LocalExecutor, Stopped, WindowWork
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.version import __version__
 from alpharl_hub.windows.plan import Window, read_cost
@@ -209,6 +209,7 @@ class RayExecutor(Generic[Result]):
         memory_bytes: what a window needs at the most, the whole process counted.
         stop: set from outside (a signal) to end soon.
         on_bytes: told the bytes that a window has read, when it is done.
+        events: who is told of windows that did not fit on their GPU.
     """
 
     def __init__(
@@ -219,12 +220,14 @@ class RayExecutor(Generic[Result]):
         memory_bytes: int,
         stop: threading.Event,
         on_bytes: Callable[[int], None],
+        events: Events,
     ) -> None:
         self._job = _Job(trajectory, work, device)
         self._device = device
         self._memory_bytes = memory_bytes
         self._stop = stop
         self._on_bytes = on_bytes
+        self._events = events
 
     def run(self, windows: Sequence[Window]) -> Iterator[tuple[Window, Result]]:
         """Yield every window with its result, in the order in which they get done.
@@ -246,7 +249,9 @@ class RayExecutor(Generic[Result]):
                     raise Stopped
                 for reference in done:
                     window = running.pop(reference)
-                    result = _get(reference, f"window {window.index}")
+                    result, is_moved = _get(reference, f"window {window.index}")
+                    if is_moved:
+                        self._events.on_move(window)
                     self._on_bytes(read_cost((window,))[0])
                     yield window, result
         finally:
@@ -317,13 +322,15 @@ def _open(reference: ray.ObjectRef[_Job]) -> _Job:
 
 @ray.remote(num_cpus=1, max_retries=_MAX_RETRIES, scheduling_strategy="SPREAD")
 def _do_window(job: list[ray.ObjectRef[_Job]], window: Window) -> Any:
-    """Do one window in a worker process."""
+    """Do one window in a worker process; returns its result, and if the CPU did it for a GPU."""
     opened = _open(job[0])
     reader = WindowReader(opened.trajectory, _ignore_bytes)
     stop = threading.Event()
-    executor = LocalExecutor(reader, opened.work, [opened.device], stop)
+    moved: list[Window] = []
+    events = Events(on_move=moved.append)
+    executor = LocalExecutor(reader, opened.work, [opened.device], stop, events)
     ((_, result),) = executor.run([window])
-    return result
+    return result, bool(moved)
 
 
 def _ignore_bytes(num_bytes: int) -> None:

@@ -15,9 +15,18 @@ from alpharl_hub.local_hub.messages import (
 )
 
 Kind = Literal[
-    "status", "slow", "reset", "cut", "stall", "ignore_range", "wrong_range", "gzip", "flip"
+    "status",
+    "slow",
+    "drop",
+    "reset",
+    "cut",
+    "stall",
+    "ignore_range",
+    "wrong_range",
+    "gzip",
+    "flip",
 ]
-BEFORE_THE_WORK: tuple[Kind, ...] = ("status", "slow")
+BEFORE_THE_WORK: tuple[Kind, ...] = ("status", "slow", "drop")
 ON_BODIES: tuple[Kind, ...] = ("cut", "stall", "gzip", "flip")
 ON_RANGES: tuple[Kind, ...] = ("ignore_range", "wrong_range")
 
@@ -28,6 +37,7 @@ class Fault:
 
     status        answers `status` with `headers` instead of doing the work
     slow          waits `seconds` before the work
+    drop          closes the connection in good order instead of doing the work
     reset         does the work, then resets the connection after `after_bytes` of the body;
                   with 0 not even the status line is sent
     cut           closes the connection in good order after `after_bytes` of the body

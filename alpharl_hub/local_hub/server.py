@@ -23,7 +23,8 @@ class LocalHub:
     `orgs` organisations to members; a namespace that is neither a user nor in `orgs` is open to
     every user. `multipart_chunk_bytes` makes larger uploads go in parts of that size.
     `bytes_per_s` limits all downloads together. Port 0 takes a free one. With a `certificate` (PEM,
-    its key included, for localhost) large files are served over TLS.
+    its key included, for localhost) large files are served over TLS, and with `all_over_tls`
+    everything is.
     """
 
     def __init__(
@@ -38,17 +39,20 @@ class LocalHub:
         bytes_per_s: float | None = None,
         port: int = 0,
         certificate: Path | None = None,
+        all_over_tls: bool = False,
     ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         members = {name: frozenset(users) for name, users in (orgs or {}).items()}
         self._stopping = Event()
         pacer = Pacer(bytes_per_s, self._stopping)
-        api = OriginServer("api", port, pacer, self._stopping)
+        api_certificate = certificate if all_over_tls else None
+        api = OriginServer("api", port, pacer, self._stopping, api_certificate)
         storage = OriginServer("storage", 0, pacer, self._stopping, certificate)
         scheme = "http" if certificate is None else "https"
+        api_scheme = "http" if api_certificate is None else "https"
         self._servers = (api, storage)
         self._state = HubState(
-            endpoint=f"http://127.0.0.1:{api.server_port}",
+            endpoint=f"{api_scheme}://127.0.0.1:{api.server_port}",
             # Another host name makes another origin, to which clients send no credentials.
             storage_endpoint=f"{scheme}://localhost:{storage.server_port}",
             storage=Storage(root),
@@ -140,6 +144,10 @@ class LocalHub:
     def delete_branch(self, repo_id: str, branch: str) -> None:
         """Delete a branch; its commits stay."""
         self._state.storage.set_ref(repo_id, f"refs/heads/{branch}", None)
+
+    def forget_commit(self, repo_id: str, sha: str) -> None:
+        """Lose a commit for good, as when a force push has left it to nobody; and all its refs."""
+        self._state.storage.forget(repo_id, sha)
 
     def create_tag(self, repo_id: str, tag: str, revision: str = "main") -> None:
         """Make a tag, or move it."""

@@ -142,6 +142,14 @@ class Storage:
             self._commits[sha] = Commit(files=MappingProxyType(files), **raw)
         return self._commits.get(sha)
 
+    def forget(self, repo_id: str, sha: str) -> None:
+        """Delete a commit, and the refs that point to it; its contents stay."""
+        with self.lock:
+            repo = self._repos[repo_id]
+            self.save(replace(repo, refs={n: at for n, at in repo.refs.items() if at != sha}))
+            del self._commits[sha]
+            (self._commit_folder / f"{sha}.json").unlink()
+
     def history(self, commit: Commit) -> Iterator[Commit]:
         """Yield a commit and its ancestors, the newest first."""
         current: Commit | None = commit

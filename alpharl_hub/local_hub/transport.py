@@ -141,6 +141,9 @@ class HubHandler(BaseHTTPRequestHandler):
         early = faults.take(request)
         if early and early.kind == "slow":
             self.server.stopping.wait(early.seconds)
+        if early and early.kind == "drop":
+            self._drop(request)
+            return
         if early and early.kind == "status":
             response = Response(early.status, early.headers, b"injected fault")
         else:
@@ -228,6 +231,12 @@ class HubHandler(BaseHTTPRequestHandler):
             body.send_until(num_bytes)
         else:
             self.close_connection = True
+
+    def _drop(self, request: Request) -> None:
+        request.body.drain()
+        self.close_connection = True
+        silence = Response(0, (), b"")
+        self.server.hub.log.add(self._record(request, silence, silence, 0))
 
     def _reset(self) -> None:
         """Close at once with a TCP reset, which lingering for 0 s asks for."""

@@ -6,6 +6,7 @@ NAME.u is T x R x M, NAME.sigma T x R, NAME.v T x R x N, NAME.frobenius T; all f
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from alpharl_hub.numerics.factors import Factors
 from alpharl_hub.output.shards import OutputFile, OutputTensor, ShardWriter, lay_out
 from alpharl_hub.safetensors_header import header_num_bytes, parse_header
 from alpharl_hub.sources.local import LocalFolder
+from alpharl_hub.strict_json import shown
 from alpharl_hub.tensor_bytes import memory_of
 from alpharl_hub.trajectory import TensorRef
 
@@ -28,6 +30,9 @@ FIELDS = ("u", "sigma", "v", "frobenius")
 
 LOCAL_PLACES = "local-places.json"
 """Where local checkpoints lie on this machine, for `predict DIR`; never pushed."""
+
+_MAX_PLACES_BYTES = 16 << 20
+_FACTOR_FILE = re.compile(r"factors(-\d+-of-\d+)?\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class FactorFolder:
         self._store = LocalFolder(folder)
         self._refs: dict[str, TensorRef] = {}
         files = self._store.files()
-        names = [n for n in files if n.startswith("factors") and n.endswith(".safetensors")]
+        names = [n for n in files if _FACTOR_FILE.fullmatch(n)]
         if not names:
             raise SourceError(f"{folder}: no {SINGLE_FILE}; extract again")
         for name in names:
@@ -131,6 +136,11 @@ class FactorFolder:
             length = header_num_bytes(self._read(name, 0, min(8, size)), size, where)
             header = parse_header(self._read(name, 8, 8 + length), size, where)
             for t in header.tensors:
+                if t.name in self._refs:
+                    raise ManifestError(
+                        f"{where}: holds {shown(t.name)}, as {self._refs[t.name].filename} does; "
+                        "one of them is stale, extract again"
+                    )
                 self._refs[t.name] = TensorRef(t.name, t.dtype, t.shape, name, t.start, t.stop)
         for matrix in self.names():
             self._check(matrix, num_steps)
@@ -141,8 +151,8 @@ class FactorFolder:
         good = len(u) == 3 and len(v) == 3 and sigma == u[:2] == v[:2] and u[1] > 0
         if not good or frobenius != sigma[:1] or frobenius != (num_steps,):
             raise ManifestError(
-                f"the factors of {name} are not u, sigma, v and frobenius of {num_steps} steps in "
-                "fp32; extract again"
+                f"the factors of {shown(name)} are not u, sigma, v and frobenius of {num_steps} "
+                "steps in fp32; extract again"
             )
 
     def _fields(self, name: str) -> list[TensorRef | None]:
@@ -191,7 +201,22 @@ def read_local_places(folder: Path) -> Mapping[str, str]:
     path = folder / LOCAL_PLACES
     if not path.is_file():
         return {}
-    found = strict_json.parse(path.read_bytes(), str(path))
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_PLACES_BYTES + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); extract again") from error
+    found = strict_json.parse(data, str(path)) if len(data) <= _MAX_PLACES_BYTES else None
+    if not isinstance(found, dict) or not all(map(_is_place, found.values())):
         raise ManifestError(f"{path}: not a list of places; extract again")
     return found
+
+
+def _is_place(value: object) -> bool:
+    """Whether a value is a text that can be asked for on the disk."""
+    return (
+        isinstance(value, str)
+        and "\0" not in value
+        and all(len(part.encode()) <= 255 for part in value.split("/"))
+        and len(value) < 4096
+    )

@@ -6,6 +6,7 @@ Nothing appears at the output's name before everything is there. Work goes on in
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from alpharl_hub.errors import ResourceError, WriteError
 from alpharl_hub.manifest import MANIFEST_NAME
-from alpharl_hub.output.shards import write_error
+from alpharl_hub.output.shards import sync_folder, write_error
 
 _SPARE_BYTES = 16 << 20
 
@@ -72,51 +73,80 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
 
 
 def publish(result: Path, output: Path, overwrite: bool) -> None:
-    """Move a finished folder to its name, swapping out what stood there.
+    """Move a finished folder to its name, swapping out what stood there; durable on return.
 
     Raises:
         WriteError: the name cannot be taken.
     """
     # What is swapped is the folder itself, not a link to it, nor "." by that name.
     output = Path(os.path.realpath(output))
+    old = output.with_name(f".{output.name}.replaced")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        sync_folder(result)
         staged = _on_same_disk(result, output)
-        old = None
-        if output.exists():
+        has_old = output.exists()
+        if has_old:
             check_output(output, overwrite)
-            old = output.with_name(f".{output.name}.replaced")
             shutil.rmtree(old, ignore_errors=True)
             os.rename(output, old)
         try:
             os.rename(staged, output)
         except OSError:
-            if old is not None:
+            if has_old:
                 os.rename(old, output)
             raise
-        if old is not None:
-            shutil.rmtree(old)
+        sync_folder(output.parent)
+        # Also an old one that a start left which was killed between the two renames.
+        for folder in (result, old):
+            if folder.exists():
+                shutil.rmtree(folder)
     except OSError as error:
         raise write_error(output, error) from error
 
 
 def _on_same_disk(result: Path, output: Path) -> Path:
-    """Return the finished folder, copied beside the output first when it lies on another disk."""
-    if os.stat(result).st_dev == os.stat(output.parent).st_dev:
-        return result
+    """Return the finished folder, copied beside the output first when it cannot be moved there.
+
+    That is tried: two mounts of one disk look like one folder tree and are none.
+    """
     staged = output.with_name(f".{output.name}.staged")
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(result, staged)
-    return staged
+    probe = result.with_name(f"{result.name}.probe")
+    probe.mkdir(exist_ok=True)
+    try:
+        os.rename(probe, staged)
+    except OSError as error:
+        probe.rmdir()
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(result, staged)
+        for path in staged.iterdir():
+            _sync_file(path)
+        sync_folder(staged)
+        return staged
+    staged.rmdir()
+    return result
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file.
+    """Write a small file, durable on return.
 
     Raises:
         WriteError: the disk refuses.
     """
     try:
-        path.write_bytes(data)
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise write_error(path, error) from error

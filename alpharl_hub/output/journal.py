@@ -1,8 +1,10 @@
 """The folder a run works in, and the journal that lets it go on after any interruption.
 
 The journal is a file of JSON lines. The first says what run this is; every other one holds the
-result of one window, written only after the window's bytes are on the disk. A line that was cut by
-a crash is dropped. One process at a time holds the folder.
+result of one window, written only after the window's bytes are on the disk. Each line begins with a
+checksum of itself and of all lines before it, so that a line counts only where it was written: from
+the first one that is damaged, doubled, out of place or of another run, nothing is believed. One
+process at a time holds the folder.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 from alpharl_hub.errors import FitError, WriteError
-from alpharl_hub.output.shards import write_error
+from alpharl_hub.output.shards import sync_folder, write_error
 
 JOURNAL_NAME = "journal.jsonl"
 LOCK_NAME = "lock"
@@ -26,6 +29,10 @@ DEFAULT_PARENT = ".alpharl-hub"
 
 RESULT_FOLDER = "result"
 """Where inside the work folder the output is put together."""
+
+
+class HeldError(WriteError):
+    """Another process holds the folder."""
 
 
 class Journal:
@@ -47,21 +54,25 @@ class Journal:
         if is_strange:
             raise WriteError(f"{self._result}: not made by this tool; choose another --work-dir")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(folder)
             self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise write_error(folder, error) from error
         self._take_lock()
+        self._checksum = 0
         try:
             self.results = self._read(identity)
             self._result.mkdir(exist_ok=True)
-            self._file = open(self._path, "ab")  # noqa: SIM115 - closed by close()
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._descriptor = os.open(self._path, flags, 0o644)
+            sync_folder(folder)
         except OSError as error:
+            os.close(self._lock)
             raise write_error(self._path, error) from error
         except WriteError:
             os.close(self._lock)
             raise
-        if self._file.tell() == 0:
+        if os.fstat(self._descriptor).st_size == 0:
             self._append({"identity": identity})
 
     def _take_lock(self) -> None:
@@ -69,27 +80,29 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
-            raise WriteError(
+            raise HeldError(
                 f"{self.folder}: another process works there; wait for it, or choose another output"
             ) from error
         if os.fstat(self._lock).st_nlink == 0:
             os.close(self._lock)
-            raise WriteError(f"{self.folder}: another process has just finished there; look again")
+            raise HeldError(f"{self.folder}: another process has just finished there; look again")
 
     def _read(self, identity: Mapping[str, object]) -> dict[str, object]:
         """Read what an earlier start left, cutting off a line that it could not finish."""
         records: list[dict[str, object]] = []
-        good_bytes = 0
+        good_bytes = checksum = 0
         # Windows are done only as long as their bytes are there, and the other way round.
         if self._path.exists() and self._result.exists():
-            records, good_bytes = _whole_records(self._path.read_bytes())
+            records, good_bytes, checksum = _whole_records(self._path.read_bytes())
         is_new = len(records) < 2  # nothing but the identity
+        if not is_new:
+            _require_same(self.folder, records[0]["identity"], json.loads(_line(identity)))
         if self._path.exists():
             os.truncate(self._path, 0 if is_new else good_bytes)
         if is_new:
             shutil.rmtree(self._result, ignore_errors=True)
             return {}
-        _require_same(self.folder, records[0].get("identity"), json.loads(_line(identity)))
+        self._checksum = checksum
         return {str(record["key"]): record["result"] for record in records[1:]}
 
     def record(self, key: str, result: object) -> None:
@@ -102,17 +115,19 @@ class Journal:
         self.results[key] = result
 
     def _append(self, record: Mapping[str, object]) -> None:
-        line = _line(record)
+        line = _line(record).encode()
+        self._checksum = zlib.crc32(line, self._checksum)
+        left = memoryview(b"%08x %s\n" % (self._checksum, line))
         try:
-            self._file.write(f"{zlib.crc32(line.encode()):08x} {line}\n".encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+            os.fsync(self._descriptor)
         except OSError as error:
             raise write_error(self._path, error) from error
 
     def close(self) -> None:
         """Let go of the folder; what is in it stays for a later start."""
-        self._file.close()
+        os.close(self._descriptor)
         os.close(self._lock)
 
     def discard(self) -> None:
@@ -153,21 +168,62 @@ def open_journal(folder: Path, identity: Mapping[str, object]) -> Iterator[Journ
             journal.discard()
 
 
+@contextmanager
+def open_free_journal(folder: Path, identity: Mapping[str, object]) -> Iterator[Journal]:
+    """Hold a work folder, or one of that name with a number where others hold it.
+
+    For commands without an output, which may be run side by side.
+    """
+    with ExitStack() as stack:
+        for number in count(1):
+            place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            with suppress(HeldError):
+                journal = stack.enter_context(open_journal(place, identity))
+                break
+        yield journal
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder though others, who share its parent, may be deleting that when it is empty."""
+    if folder.is_dir():
+        return
+    for _ in range(3):
+        with suppress(FileNotFoundError):
+            folder.mkdir(parents=True, exist_ok=True)
+            break
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+    sync_folder(folder.parent)
+
+
 def _line(record: Mapping[str, object]) -> str:
     return json.dumps(record, sort_keys=True)
 
 
-def _whole_records(data: bytes) -> tuple[list[dict[str, object]], int]:
-    """Return the leading records whose checksum holds, and how many bytes they fill."""
+def _whole_records(data: bytes) -> tuple[list[dict[str, object]], int, int]:
+    """Return the leading records that are as they were written, their bytes and their checksum."""
     records: list[dict[str, object]] = []
-    good_bytes = 0
+    good_bytes = checksum = 0
     for raw in data.splitlines(keepends=True):
-        checksum, _, line = raw.partition(b" ")
-        if not raw.endswith(b"\n") or checksum != f"{zlib.crc32(line[:-1]):08x}".encode():
+        found, _, line = raw.partition(b" ")
+        following = zlib.crc32(line[:-1], checksum)
+        if not raw.endswith(b"\n") or found != b"%08x" % following:
             break
-        records.append(json.loads(line))
-        good_bytes += len(raw)
-    return records, good_bytes
+        record = _parse(line)
+        if record is None or set(record) != ({"key", "result"} if records else {"identity"}):
+            break
+        records.append(record)
+        good_bytes, checksum = good_bytes + len(raw), following
+    return records, good_bytes, checksum
+
+
+def _parse(line: bytes) -> dict[str, object] | None:
+    """Return the object that a line holds, if it does."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _require_same(folder: Path, found: object, wanted: object) -> None:

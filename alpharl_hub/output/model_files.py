@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from alpharl_hub.errors import SourceError
 from alpharl_hub.manifest import MANIFEST_NAME, Notice
 from alpharl_hub.sources.contents import config_value, dump_config
+from alpharl_hub.sources.file_names import folded, is_portable, leads_out
 from alpharl_hub.trajectory import CheckpointContents, StoredFile
 
 MAX_COPIED_BYTES = 50_000_000
@@ -25,12 +28,14 @@ TORCH_NAMES: Mapping[str, str] = {
 _NOT_COPIED = re.compile(
     r"^\."
     r"|\.(safetensors|bin|pt|pth|ckpt|distcp|pkl|pickle|h5|msgpack|onnx|gguf|npz|npy|ot|tflite)$"
+    r"|\.(joblib|dill|pt2|keras|pdparams|nemo)$"
     r"|\.(safetensors|bin)\.index\.json$"
     r"|\.(log|jsonl|csv|lock|tmp|partial)$"
     r"|^(trainer_state|training_info|training_args|metrics|scores|recipe|all_results|eval_results"
     r"|train_results|adapter_config)\.json$"
     r"|^(optimizer|scheduler|rng_state|scaler|events\.out)"
-    r"|^(README\.md|SHA256SUMS|STABLE|latest|zero_to_fp32\.py|latest_checkpointed_iteration\.txt)$",
+    r"|^(README\.md|SHA256SUMS|STABLE|latest|zero_to_fp32\.py|latest_checkpointed_iteration\.txt)$"
+    rf"|^{re.escape(MANIFEST_NAME)}$|^local-places\.json$",
     re.IGNORECASE,
 )
 
@@ -70,23 +75,42 @@ def copied_files(
 ) -> tuple[CopiedFile, ...]:
     """Choose the files that describe the model.
 
-    `dtype` is the safetensors code asked for, which config.json then names.
+    `dtype` is the safetensors code asked for, which config.json then names. Of names that differ in
+    case only the one in small letters is taken: those are the names that libraries look for.
+
+    Raises:
+        SourceError: one of them is a link out of its folder, to what may be nobody else's business.
     """
     source = described_by(last, base)
     weights = {source.path_of(f.filename) for f in source.weight_files}
     prefix = source.path_of("")
-    found = []
-    for path, stored in source.store.files().items():
+    chosen: dict[str, StoredFile] = {}
+    for path, stored in sorted(source.store.files().items()):
         name = path.removeprefix(prefix)
-        if not path.startswith(prefix) or "/" in name or path in weights:
+        if not path.startswith(prefix) or not is_portable(name) or path in weights:
             continue
-        if _NOT_COPIED.search(name) or name == MANIFEST_NAME or stored.num_bytes > MAX_COPIED_BYTES:
+        if _NOT_COPIED.search(name) or stored.num_bytes > MAX_COPIED_BYTES:
             continue
+        chosen[folded(name)] = stored
+    found = []
+    for stored in chosen.values():
+        name = stored.filename.removeprefix(prefix)
+        _refuse_link(source, stored)
         replacement = source.config_bytes if name == "config.json" else None
         if name == "config.json" and dtype is not None:
             replacement = dump_config(with_dtype(source.config, TORCH_NAMES[dtype]))
         found.append(CopiedFile(source, stored, replacement))
     return tuple(found)
+
+
+def _refuse_link(source: CheckpointContents, stored: StoredFile) -> None:
+    """Refuse to copy what a checkpoint only points at: anything of this machine could be there."""
+    checkpoint = source.checkpoint
+    if checkpoint.commit is None and leads_out(Path(checkpoint.source), stored.filename):
+        raise SourceError(
+            f"{checkpoint.label}/{stored.filename}: a link out of its folder, which is not copied "
+            "into a model; put the file there itself, or remove the link"
+        )
 
 
 def with_dtype(config: Mapping[str, object], dtype: str) -> Mapping[str, object]:

@@ -106,6 +106,8 @@ class ShardWriter:
                 write_at(descriptor, 0, file.header, path)
             except OSError as error:
                 raise write_error(path, error) from error
+        for folder in (self.folder, self.folder.parent):
+            sync_folder(folder)
 
     def write(self, filename: str, start: int, data: memoryview) -> None:
         """Write `data` at byte `start` of a shard."""
@@ -142,6 +144,7 @@ class ShardWriter:
             os.rename(path.with_name(filename + PARTIAL_SUFFIX), path)
         except OSError as error:
             raise write_error(path, error) from error
+        sync_folder(self.folder)
         return path
 
     def close(self) -> None:
@@ -207,6 +210,22 @@ def write_at(descriptor: int, start: int, data: bytes | memoryview, path: Path) 
             done += os.pwrite(descriptor, view[done:], start + done)
         except OSError as error:
             raise write_error(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder survive a power cut, as its files do after their own fsync.
+
+    Raises:
+        WriteError: the folder cannot be read, or the disk refuses.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise write_error(folder, error) from error
 
 
 def write_error(path: Path, error: OSError) -> WriteError:

@@ -12,7 +12,7 @@ import torch
 
 from alpharl_hub import strict_json
 from alpharl_hub.card.make import CardFacts, make_card
-from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, SCHEMA, Manifest, VersionsRecord
+from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, SCHEMA, Manifest, Notice, VersionsRecord
 from alpharl_hub.numerics.direction import Trust
 from alpharl_hub.output.journal import DEFAULT_PARENT
 from alpharl_hub.prediction.adapter_delivery import AdapterDelivery, open_adapter_delivery
@@ -61,8 +61,10 @@ def predict(
     lanes = destination.lanes([goal.step for goal in setting.target.goals])
     outputs = []
     with _open(setting, lanes, known_by, work) as delivery:
-        results = _stream(setting, delivery, crew.reading(hooks))
-        manifests = [make_manifest(setting, versions, results, i) for i in range(len(lanes))]
+        reading = crew.reading(hooks)
+        results = _stream(setting, delivery, reading)
+        moved = reading.moved.notices
+        manifests = [make_manifest(setting, versions, results, i, moved) for i in range(len(lanes))]
         for number, (lane, manifest) in enumerate(zip(lanes, manifests, strict=True)):
             small = small_files(setting, manifest, lane.destination)
             outputs.append(_finish(setting, delivery, number, lane, small))
@@ -141,9 +143,16 @@ def identity(setting: Setting, versions: VersionsRecord) -> Mapping[str, object]
 
 
 def make_manifest(
-    setting: Setting, versions: VersionsRecord, results: Sequence[PartResult], number: int
+    setting: Setting,
+    versions: VersionsRecord,
+    results: Sequence[PartResult],
+    number: int,
+    notices: Sequence[Notice],
 ) -> Manifest:
-    """Write down what was done for one goal, from the results of all windows in their order."""
+    """Write down what was done for one goal, from the results of all windows in their order.
+
+    `notices` are those of the reading.
+    """
     subject, goal = setting.subject, setting.target.goals[number]
     trust, ratio = subject.trust, setting.target.ratio(goal)
     if subject.middle is not None:
@@ -173,6 +182,7 @@ def make_manifest(
             *beyond_notice(trust),
             *shares,
             *rounding_notice(rounding),
+            *notices,
         ),
         auto=setting.auto,
     )

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -25,21 +25,21 @@ from huggingface_hub import (
     get_token,
     hf_hub_url,
 )
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HfUriError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.lfs import UploadInfo
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
-    are_progress_bars_disabled,
     build_hf_headers,
-    disable_progress_bars,
-    enable_progress_bars,
     get_session,
     hf_raise_for_status,
     httpx,
 )
 
 from alpharl_hub.errors import PushError, SourceError
+from alpharl_hub.push.guarded_client import RETRIED, Guard, guarded_client
+from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import asked_wait_s
+from alpharl_hub.sources.http_routes import host_of, origin_of
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.version import __version__
 
@@ -49,8 +49,11 @@ _TROUBLE = (HfHubHTTPError, httpx.TransportError, ConnectionError)
 """What the client raises for an answer or the lack of one; a cut line is no HfHubHTTPError."""
 
 LIBRARY_NAME = "alpharl-hub"
-_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-_TIMEOUT_S = 60.0
+_MAY_HAVE_ARRIVED = frozenset({400, 404, 409, 422})
+"""How a store refuses to join parts twice, when the answer to the first time was lost; and how a
+Hub says that a file has not arrived. Asked where to send it, the Hub tells which it is."""
+
+_ADDRESS_QUERY = re.compile(r"\?[^\s'\"<>)]+=[^\s'\"<>)]*")
 
 
 class RefusedError(PushError):
@@ -97,16 +100,30 @@ class UploadedShard:
     num_bytes: int
 
 
-class HubTarget:
-    """One repo that is pushed to, with one token; `endpoint` is the environment's unless given."""
+@dataclass(frozen=True)
+class HubAccess:
+    """Which Hub, with which token; None leaves it to the environment.
 
-    def __init__(
-        self, repo: str, token: str | None, endpoint: str | None, patience: Patience
-    ) -> None:
+    `allowed_hosts` as for reading (`HubClient`). `timeout_s` is how long the Hub may be silent:
+    some stores look at all of a large file before they answer.
+    """
+
+    token: str | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    allowed_hosts: frozenset[str] = frozenset()
+    timeout_s: float = 300.0
+
+
+class HubTarget:
+    """One repo that is pushed to, with one token."""
+
+    def __init__(self, repo: str, access: HubAccess, patience: Patience) -> None:
         self.repo = repo
-        self.endpoint = endpoint or constants.ENDPOINT
-        self._token = token or get_token()
+        self.endpoint = access.endpoint or constants.ENDPOINT
+        self._token = access.token or get_token()
         self._patience = patience
+        rules = AddressRules(self.endpoint, access.allowed_hosts)
+        self._guard = Guard(repo, rules, patience, access.timeout_s)
         self._uses_xet = False
         self._api = HfApi(
             endpoint=self.endpoint,
@@ -158,7 +175,9 @@ class HubTarget:
 
     def create(self, private: bool | None) -> None:
         """Make the repo; None leaves its visibility to the Hub's own rule."""
-        self._ask(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
+        # The client reads the new repo's address, and stumbles over one of another name of the Hub.
+        with suppress(HfUriError):
+            self._ask(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
 
     def create_branch(self, branch: str, start: str) -> None:
         """Make a branch at a commit, unless it is there."""
@@ -174,7 +193,9 @@ class HubTarget:
 
     def files(self, commit: str) -> Mapping[str, RemoteFile]:
         """List the root of a commit."""
-        entries = self._ask(lambda: list(self._api.list_repo_tree(self.repo, revision=commit)))
+        entries = self._ask(
+            lambda: list(self._api.list_repo_tree(self.repo, revision=commit)), retries_itself=True
+        )
         found = (
             RemoteFile(e.path, False, e.size, e.lfs.sha256 if e.lfs else None, e.blob_id)
             if isinstance(e, RepoFile)
@@ -210,12 +231,17 @@ class HubTarget:
         Raises:
             PushError: the Hub refuses, or the line stays down.
         """
-        operation = self._ask(lambda: self._upload_once(path, branch))
+        try:
+            operation = self._ask(lambda: self._upload_once(path, branch), retries_itself=True)
+        except RefusedError as error:
+            if error.status not in _MAY_HAVE_ARRIVED:
+                raise
+            operation = self._ask(lambda: self._upload_once(path, branch), retries_itself=True)
         info = operation.upload_info
         return UploadedShard(path.name, info.sha256.hex(), info.size)
 
     def _upload_once(self, path: Path, branch: str) -> CommitOperationAdd:
-        with path.open("rb") as file, _quiet_client():
+        with path.open("rb") as file:
             operation = CommitOperationAdd(path.name, path if self._uses_xet else file)
             # Otherwise the Hub decides by its .gitattributes, and a file that it wants in git
             # itself could not be sent before the commit.
@@ -242,7 +268,7 @@ class HubTarget:
             UnsureError: it may have been made all the same, or the branch has moved.
             PushError: the Hub refuses it.
         """
-        with ExitStack() as stack, _quiet_client():
+        with ExitStack() as stack, guarded_client(self._guard, retries_itself=True):
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationDelete(name, is_folder=False) for name in deleted),
                 *(uploaded_operation(shard) for shard in shards),
@@ -256,7 +282,7 @@ class HubTarget:
                     revision=branch,
                     parent_commit=parent,
                 )
-            except _TROUBLE as error:
+            except (*_TROUBLE, HfUriError) as error:
                 raise self._unsure(error) from error
             except (RuntimeError, ValueError) as error:
                 raise self._unsure(self._unwrapped(error)) from error
@@ -274,7 +300,7 @@ class HubTarget:
         Raises:
             PushError: there is none, or it failed too often.
         """
-        if not _is_passing(error):
+        if not self._is_passing(error):
             raise self._refusal(error) from error
         status = _status(error)
         reason = _one_line(error) if status is None else f"the Hub answers {status}"
@@ -288,31 +314,42 @@ class HubTarget:
         headers = build_hf_headers(
             token=self._token, library_name=LIBRARY_NAME, library_version=__version__
         )
-        response = get_session().get(url, headers=headers, timeout=_TIMEOUT_S)
+        response = get_session().get(url, headers=headers)
         hf_raise_for_status(response)
         return response
 
-    def _ask(self, question: Callable[[], Answer]) -> Answer:
+    def _ask(self, question: Callable[[], Answer], *, retries_itself: bool = False) -> Answer:
         """Put a question, again while the Hub is busy or the line is down."""
         num_failures = 0
         while True:
             try:
-                return question()
+                with guarded_client(self._guard, retries_itself=retries_itself):
+                    return question()
             except _TROUBLE as error:
                 num_failures += 1
                 self.pause(error, num_failures)
+
+    def _is_passing(self, error: Exception) -> bool:
+        """Whether asking again has sense."""
+        status = _status(error)
+        if status is None:
+            return not isinstance(error, OfflineModeIsEnabled)
+        url = str(error.response.url)  # type: ignore[attr-defined]
+        if status == 403 and origin_of(url) != origin_of(self.endpoint):
+            return True  # a signed address that has expired: every attempt gets a new one
+        return status in RETRIED
 
     def _unsure(self, error: Exception) -> Exception:
         if isinstance(error, PushError):
             return error
         refusal = self._refusal(error)
-        is_unsure = _is_passing(error) or _status(error) == 412
+        is_unsure = self._is_passing(error) or _status(error) == 412
         return UnsureError(str(refusal), error) if is_unsure else refusal
 
     def _unwrapped(self, error: Exception) -> Exception:
         """Return what the client's own words for a failed upload or a refused card are about."""
         cause = error.__cause__
-        if isinstance(cause, _TROUBLE):
+        if isinstance(cause, (*_TROUBLE, PushError)):
             return cause
         return PushError(f"{self.repo}: the upload failed: {_one_line(cause or error)}")
 
@@ -322,7 +359,8 @@ class HubTarget:
         if isinstance(error, OfflineModeIsEnabled):
             text = "HF_HUB_OFFLINE is set; unset it to push"
         elif status is None:
-            text = f"no answer from {self.endpoint} ({words}); push again, nothing is sent twice"
+            host = host_of(self.endpoint)
+            text = f"no answer from {host} ({words}); push again, nothing is sent twice"
         elif status == 401:
             text = "the Hub does not know this token; make a new one (hf auth login)"
         elif status == 412:
@@ -348,34 +386,13 @@ def uploaded_operation(shard: UploadedShard) -> CommitOperationAdd:
     return operation
 
 
-@contextmanager
-def _quiet_client() -> Iterator[None]:
-    """Keep the client from drawing bars, and from remarking on every file that goes by LFS."""
-    logger = logging.getLogger("huggingface_hub._commit_api")
-    level, shows_bars = logger.level, not are_progress_bars_disabled()
-    logger.setLevel(logging.ERROR)
-    if shows_bars and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if shows_bars:
-            enable_progress_bars()
-
-
 def _status(error: Exception) -> int | None:
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
 
 
-def _is_passing(error: Exception) -> bool:
-    """Whether asking again has sense."""
-    status = _status(error)
-    return not isinstance(error, OfflineModeIsEnabled) if status is None else status in _RETRIED
-
-
 def _one_line(error: BaseException) -> str:
+    """Return the words of an error, without what signs the addresses in them."""
     words = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    text = " ".join(str(words).split())
+    text = " ".join(_ADDRESS_QUERY.sub("?...", str(words)).split())
     return text if len(text) <= 300 else text[:297] + "..."

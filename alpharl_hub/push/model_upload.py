@@ -21,7 +21,14 @@ from alpharl_hub.card.make import with_place
 from alpharl_hub.errors import ManifestError, PushError
 from alpharl_hub.manifest import MANIFEST_NAME, read_manifest
 from alpharl_hub.push.finished_folder import CARD_NAME, WEIGHTS, read_finished_folder
-from alpharl_hub.push.hub_target import HubTarget, RemoteFile, RepoState, UnsureError, UploadedShard
+from alpharl_hub.push.hub_target import (
+    HubAccess,
+    HubTarget,
+    RemoteFile,
+    RepoState,
+    UnsureError,
+    UploadedShard,
+)
 from alpharl_hub.sources.adapters import ADAPTER_CONFIG
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.strict_json import MAX_DOCUMENT_BYTES
@@ -61,14 +68,6 @@ class PushOptions:
     commit_message: str | None = None
     overwrite: bool = False
     dry_run: bool = False
-
-
-@dataclass(frozen=True)
-class HubAccess:
-    """Which Hub, with which token; None leaves it to the environment."""
-
-    token: str | None = field(default=None, repr=False)
-    endpoint: str | None = None
 
 
 def _ignore_notice(message: str) -> None:
@@ -152,7 +151,7 @@ class ModelUpload:
         """
         access, hooks = access or HubAccess(), hooks or PushHooks()
         _check_names(repo, options.branch)
-        target = HubTarget(repo, access.token, access.endpoint, hooks.patience)
+        target = HubTarget(repo, access, hooks.patience)
         target.check_token()
         private = private_inputs if options.private is None else options.private
         state = target.look()

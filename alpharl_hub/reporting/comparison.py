@@ -168,8 +168,11 @@ def compare(models: OpenedModels, compute: Compute, hooks: Hooks) -> Comparison:
     workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
     trajectory = _as_trajectory(models)
     work = WindowComparer([c.checkpoint.label for c in (*trajectory.history, trajectory.base)])
-    results = stream(trajectory, windows, work, Reading(workers.devices, hooks), PartDifference)
-    return _make_comparison(models, pairing, [part for i in sorted(results) for part in results[i]])
+    reading = Reading(workers.devices, hooks)
+    results = stream(trajectory, windows, work, reading, PartDifference)
+    found = [part for i in sorted(results) for part in results[i]]
+    comparison = _make_comparison(models, pairing, found)
+    return replace(comparison, warnings=(*comparison.warnings, *reading.moved.notices))
 
 
 class WindowComparer:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,8 +71,10 @@ def extract(
     work = output.work_dir or work_folder_beside(output.folder)
     check_disk(work, sum(file.num_bytes for file in files))
     with open_journal(work, _identity(run, versions, rank, windows)) as journal:
-        results = _read(prepared, windows, files, rank, work, journal, crew.reading(hooks))
+        reading = crew.reading(hooks)
+        results = _read(prepared, windows, files, rank, work, journal, reading)
         manifest = _manifest(prepared, run, versions, rank, results)
+        manifest = replace(manifest, warnings=(*manifest.warnings, *reading.moved.notices))
         _add_small_files(work / RESULT_FOLDER, files, manifest, trajectory)
         publish(work / RESULT_FOLDER, output.folder, output.overwrite)
     return Extraction(

@@ -9,20 +9,17 @@ from pathlib import Path
 from statistics import median
 
 from alpharl_hub.manifest import Manifest, Notice, TrustRecord
-from alpharl_hub.module_names import layer_and_group
 from alpharl_hub.numerics.factors import Factors, quality_of
 from alpharl_hub.output.factor_files import FactorFolder
 from alpharl_hub.prediction.records import pool_trust, share_notice, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
+from alpharl_hub.reporting.sample import quick_sample
 from alpharl_hub.results import SCHEMA, ModuleSpectrum, ReportSummary, SpectralReport
-from alpharl_hub.scope import ScopedTensor, count_matrices
+from alpharl_hub.scope import count_matrices
 from alpharl_hub.windows.devices import choose_devices, fit_workers
 from alpharl_hub.windows.plan import plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
-
-QUICK_LAYERS = 4
-"""How many layers `report --quick` reads: the first, the last, and two between."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +32,21 @@ class Clockwork:
 
 
 def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> SpectralReport:
-    """Read every matrix (or a sample of layers) at every step once, and describe it.
+    """Read every matrix at every step once (or a sample of them), and describe it.
 
     Raises:
         ResourceError: memory does not suffice; told before anything is read.
         SourceError, FitError: something cannot be read, or holds NaN.
     """
+    num_matrices = count_matrices(prepared.scope.matrices)
+    prepared = quick_sample(prepared) if quick else prepared
     trajectory = prepared.trajectory
     clockwork = Clockwork(
         trajectory.steps_T,
         prepared.scores_T,
         trajectory.scores.name if trajectory.scores else None,
     )
-    matrices = prepared.scope.matrices
-    chosen = sample_layers(matrices, QUICK_LAYERS) if quick else matrices
-    windows = plan_analysis(chosen)
+    windows = plan_analysis(prepared.scope.matrices)
     found: dict[str, ModuleSpectrum] = {}
     lock = threading.Lock()
 
@@ -68,7 +65,8 @@ def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> S
         pool_trust(sums, trajectory.steps_T, middle), trajectory.steps_T[middle], None
     )
     modules = tuple(found[part.name] for window in windows for part in window.parts)
-    return make_report(modules, clockwork, count_matrices(matrices), trust, prepared.notices)
+    notices = (*prepared.notices, *reading.moved.notices)
+    return make_report(modules, clockwork, num_matrices, trust, notices)
 
 
 def report_factors(folder: Path, manifest: Manifest) -> SpectralReport:
@@ -138,12 +136,3 @@ def make_report(
 def _median(values: Sequence[float | None]) -> float | None:
     present = [value for value in values if value is not None]
     return median(present) if present else None
-
-
-def sample_layers(matrices: Sequence[ScopedTensor], count: int) -> tuple[ScopedTensor, ...]:
-    """Take the matrices of `count` layers spread evenly, and those outside of any layer."""
-    layers = sorted({layer for t in matrices if (layer := layer_and_group(t.name)[0]) is not None})
-    if len(layers) <= count:
-        return tuple(matrices)
-    chosen = {layers[round(i * (len(layers) - 1) / (count - 1))] for i in range(count)}
-    return tuple(t for t in matrices if layer_and_group(t.name)[0] in chosen | {None})

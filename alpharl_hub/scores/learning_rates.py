@@ -24,6 +24,9 @@ CONSTANT, LINEAR, COSINE = "constant", "linear", "cosine"
 TOLERANCE = 1e-5
 """How far a logged rate may lie from the schedule, in units of the peak; logs hold all digits."""
 
+_MIN_RATE, _MAX_RATE = 1e-30, 1e6
+"""Beyond them nobody trains, and sums of squares could leave the range of floats."""
+
 _MIN_ROWS = 3
 _MAX_WARMUPS_TIMES_ROWS = 2_000_000
 _STATE_FILE = "trainer_state.json"
@@ -85,6 +88,8 @@ class LearningRateClock:
     def _factor(self, done: int) -> float:
         """The rate after `done` updates, in units of the peak."""
         warmup = self.warmup_steps
+        if done < 0:
+            return 0.0  # some log a rate at step 0, and no update came before the first
         if done < warmup:
             return done / warmup
         if self.max_steps is None:
@@ -191,8 +196,8 @@ def _read(text: str) -> tuple[Mapping[int, float], int]:
     for i, entry in enumerate(history):
         row = read_row(entry, f"{_STATE_FILE}, log_history[{i}]")
         rate = row.values.get("learning_rate")
-        if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate < math.inf:
-            rates[row.step] = float(rate)
+        if isinstance(rate, int | float) and not isinstance(rate, bool) and 0 <= rate <= _MAX_RATE:
+            rates[row.step] = float(rate) if rate >= _MIN_RATE else 0.0
     max_steps = document.get("max_steps")
     is_known = isinstance(max_steps, int) and max_steps > 0
     return dict(sorted(rates.items())), read_step(max_steps, _STATE_FILE) if is_known else 0

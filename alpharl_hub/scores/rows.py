@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from alpharl_hub.errors import ScoreError
+from alpharl_hub.strict_json import read_int, require_unicode, shown, why_not_json
 
 MAX_TEXT_CHARS = 64 << 20
 """A log of 10,000 steps with a hundred numbers each (50 characters with its key) stays below."""
@@ -178,9 +179,10 @@ def parse_json(text: str, where: str) -> object:
         ScoreError: not JSON, nested too deep, or a key twice in one object.
     """
     try:
-        document: object = json.loads(text, object_pairs_hook=_unique_keys)
+        document: object = json.loads(text, object_pairs_hook=_unique_keys, parse_int=read_int)
+        require_unicode(document)
     except (ValueError, RecursionError) as error:
-        raise ScoreError(f"{where}: not valid JSON ({error}); mend it") from error
+        raise ScoreError(f"{where}: not valid JSON ({why_not_json(error)}); mend it") from error
     return document
 
 
@@ -190,11 +192,6 @@ def check_size(text: str, where: str) -> None:
         raise ScoreError(
             f"{where}: more than {MAX_TEXT_CHARS} characters; write a file of step and score only"
         )
-
-
-def shown(name: str) -> str:
-    """Quote a stranger's text for a message: short, and without control characters."""
-    return repr(name if len(name) <= 60 else name[:57] + "...")
 
 
 def first_names(names: Sequence[str]) -> str:

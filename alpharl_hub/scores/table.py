@@ -27,8 +27,8 @@ from alpharl_hub.scores.rows import (
     read_row,
     read_rows,
     read_step,
-    shown,
 )
+from alpharl_hub.strict_json import shown
 
 MAX_SCORE = 1e100
 """Larger numbers are no scores, and their squares would overflow in a fit."""

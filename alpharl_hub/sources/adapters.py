@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeGuard
 
 from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.strict_json import shown, shown_value
 from alpharl_hub.trajectory import LowRankRef, StoredRef, TensorRef
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -46,6 +49,15 @@ _WRAPPERS = ("base_layer", "original_module", "modules_to_save", "token_adapter"
 _ZERO_STARTS = ("gaussian", "eva", "mica")
 _MOVED_BASES = ("pissa", "olora", "corda", "lora_ga")
 
+# rank_pattern and alpha_pattern hold regular expressions, and one can be written that takes longer
+# than anybody lives: https://docs.python.org/3/library/re.html has no limit of its own. What peft's
+# users write (module paths, `.*q_proj`, `layers\.\d+\..*`) stays far below these.
+_MAX_EXPRESSION_CHARS = 500
+_MAX_REPEATS = 3
+_MAX_MATCHING_STEPS = 1e10
+_NOT_READ_IN_EXPRESSIONS = re.compile(r"\)[*+?{]|\(\?(?!:)|\\[1-9]|\[[^]]*(?:\[|--|&&|~~|\|\|)")
+_MAX_NUMBER = 1e30
+
 
 @dataclass(frozen=True)
 class AdapterSettings:
@@ -77,30 +89,35 @@ def parse_settings(config: Mapping[str, object], where: str) -> AdapterSettings:
     """
     peft_type = config.get("peft_type")
     if peft_type != "LORA":
-        raise TrajectoryError(f"{where}: a {peft_type} adapter; only LoRA is read, {_MERGE}")
+        kind = shown_value(peft_type).strip("'")
+        raise TrajectoryError(f"{where}: a {kind} adapter; only LoRA is read, {_MERGE}")
     for key, value in config.items():
         if value and key not in _HARMLESS:
+            key = shown_value(key).strip("'")
             raise TrajectoryError(f"{where}: {key} is set, which is not read; {_MERGE}")
+    _require_place(config.get("base_model_name_or_path"), where)
     start = config.get("init_lora_weights", True)
     if not (_is_zero_start(start) or _moves_base(start)):
         raise TrajectoryError(
-            f"{where}: init_lora_weights is {start!r}, a start that is not zero on weights that no "
-            f"repo holds; {_MERGE}"
+            f"{where}: init_lora_weights is {shown_value(start)}, a start that is not zero on "
+            f"weights that no repo holds; {_MERGE}"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(rank, int) or not _is_number(alpha) or rank < 1 or alpha == 0:
+    is_rank = isinstance(rank, int) and _is_number(rank) and rank >= 1
+    if not is_rank or not _is_number(alpha) or alpha == 0:
         raise TrajectoryError(
-            f"{where}: r is {rank!r} and lora_alpha {alpha!r}, which no LoRA has; mend it, or "
-            "leave this step out with --steps"
+            f"{where}: r is {shown_value(rank)} and lora_alpha {shown_value(alpha)}, which no LoRA "
+            "has; mend it, or leave this step out with --steps"
         )
+    assert isinstance(rank, int)
     return AdapterSettings(
         rank=rank,
         alpha=float(alpha),
         rank_pattern=_pattern(config, "rank_pattern", where),
         alpha_pattern=_pattern(config, "alpha_pattern", where),
-        use_rslora=config.get("use_rslora") is True,
-        use_dora=config.get("use_dora") is True,
-        fan_in_fan_out=config.get("fan_in_fan_out") is True,
+        use_rslora=_flag(config, "use_rslora", where),
+        use_dora=_flag(config, "use_dora", where),
+        fan_in_fan_out=_flag(config, "fan_in_fan_out", where),
     )
 
 
@@ -121,7 +138,34 @@ def _moves_base(start: object) -> bool:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Whether a value is a finite number, also after a few multiplications."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= _MAX_NUMBER
+
+
+def _flag(config: Mapping[str, object], key: str, where: str) -> bool:
+    """Read a switch; peft takes any value for on or off, and a wrong guess scales updates wrongly.
+
+    Raises:
+        TrajectoryError: neither true nor false.
+    """
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise TrajectoryError(
+            f"{where}: {key} is {shown_value(value)}, neither true nor false; mend it"
+        )
+    return value is True
+
+
+def _require_place(named: object, where: str) -> None:
+    """Refuse the name of a base that can be no folder and no repo; others ask the disk for it."""
+    if not isinstance(named, str):
+        return
+    if not named.isprintable() or any(len(part.encode()) > 255 for part in named.split("/")):
+        raise TrajectoryError(
+            f"{where}: base_model_name_or_path is {shown(named)}, which names nothing; mend it"
+        )
 
 
 def _pattern(config: Mapping[str, object], key: str, where: str) -> dict[str, float]:
@@ -129,21 +173,56 @@ def _pattern(config: Mapping[str, object], key: str, where: str) -> dict[str, fl
     if not isinstance(found, dict) or not all(_is_number(value) for value in found.values()):
         raise TrajectoryError(f"{where}: {key} is no list of numbers by module; store it again")
     for expression in found:
-        try:
-            re.compile(expression)
-        except re.error as error:
+        if (
+            len(expression) > _MAX_EXPRESSION_CHARS
+            or _NOT_READ_IN_EXPRESSIONS.search(expression)
+            or _num_repeats(expression) > _MAX_REPEATS
+        ):
             raise TrajectoryError(
-                f"{where}: {key} has {expression!r} ({error}); mend it"
+                f"{where}: {key} has {shown(expression)}, an expression too intricate to be "
+                f"matched in bounded time; write it plainly, or {_MERGE}"
+            )
+        try:
+            re.compile(expression)  # alone first: "a)(b" would fit between our brackets
+            _at_end(expression)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise TrajectoryError(
+                f"{where}: {key} has {shown(expression)} ({error}); mend it"
             ) from error
     return found
+
+
+def _num_repeats(expression: str) -> int:
+    return len(re.findall(r"[*+?{]", expression.replace("(?:", "(")))
+
+
+@lru_cache(maxsize=4096)
+def _at_end(expression: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({expression})$")
 
 
 def _pattern_key(patterns: Iterable[str], module: str) -> str:
     """Return the first pattern that fits the end of a module's path, as peft chooses it."""
     for key in patterns:
-        if re.match(rf"(.*\.)?({key})$", module):
+        if _at_end(key).match(module):
             return key
     return module
+
+
+def _check_effort(settings: AdapterSettings, modules: Collection[str], where: str) -> None:
+    """Refuse expressions and modules that would take minutes to match.
+
+    Every repeat may stop at any character, and the whole may begin behind any dot.
+    """
+    patterns = (*settings.rank_pattern, *settings.alpha_pattern)
+    for num_repeats, count in Counter(map(_num_repeats, patterns)).items():
+        power = max(1, num_repeats)
+        steps = count * sum((1 + m.count(".")) * float(len(m)) ** power for m in modules)
+        if steps > _MAX_MATCHING_STEPS:
+            raise TrajectoryError(
+                f"{where}: {len(patterns)} patterns for {len(modules)} modules take too long to "
+                f"match; {_MERGE}"
+            )
 
 
 def adapter_tensors(
@@ -176,6 +255,7 @@ def adapter_tensors(
                 "keep one adapter in the file"
             )
         parts[match["part"]] = ref
+    _check_effort(settings, modules, where)
     for module, parts in modules.items():
         update = _low_rank(module, parts, settings, where)
         _enter(tensors, update.name, update, where)

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from alpharl_hub import safetensors_header
-from alpharl_hub.errors import SourceError, TrajectoryError
+from alpharl_hub.errors import HeaderError, SourceError, TrajectoryError
 from alpharl_hub.sources.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
     adapter_tensors,
     parse_settings,
 )
+from alpharl_hub.sources.file_names import find_collision, is_portable
+from alpharl_hub.strict_json import read_int, require_unicode, shown, why_not_json
 from alpharl_hub.trajectory import (
     Checkpoint,
     CheckpointContents,
@@ -39,6 +41,12 @@ ADAPTER_FOLDERS = (*WEIGHT_FOLDERS, "actor/lora_adapter", "lora_adapter")
 """Where adapters lie; verl keeps them in a folder of their own."""
 
 _MAX_SMALL_FILE_BYTES = 64 << 20
+# A header takes 25 times its size in memory while it is read (measured: 20 MB of `[],` 490 MB). The
+# format allows 100 MB a file; 100,000 tensors, as many as any model has, take 12 MB.
+_MAX_HEADERS_NUM_BYTES = 64 << 20
+_MAX_TENSOR_NAME_CHARS = 1000  # everything below matches, sorts and prints names
+_MAX_ELEMENTS = 1 << 60  # of a tensor without the sides that are 0; torch counts to 2^63
+_MAX_JSON_DEPTH = 100  # the deepest configs of transformers nest below ten
 _MAX_CARD_BYTES = 1 << 20
 _FINGERPRINT_BLOCKS = 32
 _FINGERPRINT_BLOCK_BYTES = 4096
@@ -75,8 +83,8 @@ def open_contents(checkpoint: Checkpoint, store: CheckpointStore) -> CheckpointC
     absent = sorted(reader.indexed - set(tensors))
     if absent:
         raise SourceError(
-            f"{reader.where(INDEX_FILE)}: no file holds {absent[0]}, which it names; is the upload "
-            "complete?"
+            f"{reader.where(INDEX_FILE)}: no file holds {shown(absent[0])[1:-1]}, which it names; "
+            "is the upload complete?"
         )
     return CheckpointContents(
         checkpoint=checkpoint,
@@ -158,6 +166,7 @@ class _Reader:
         self.files = files
         self.prefix = f"{folder}/" if folder else ""
         self.num_bytes_read = 0
+        self.headers_num_bytes = 0
         self.json_bytes: dict[str, bytes] = {}
         self.indexed: frozenset[str] = frozenset()
 
@@ -180,12 +189,15 @@ class _Reader:
                 f"{self.where(name)}: {stored.num_bytes} bytes are too many for it; is it the file?"
             )
         try:
-            # As lenient as transformers: configs of Mamba 2 say "time_step_limit": [0, Infinity].
+            # As lenient as transformers: configs of Mamba 2 say "time_step_limit": [0, Infinity],
+            # and the last one of duplicate keys counts.
             data = self.read(name, 0, stored.num_bytes)
-            value = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            value = json.loads(data.decode("utf-8"), parse_int=read_int)
+            require_unicode(value)
+            _require_shallow(value)
+        except (ValueError, RecursionError) as error:
             raise SourceError(
-                f"{self.where(name)}: no valid JSON ({error}); store it again"
+                f"{self.where(name)}: no valid JSON ({why_not_json(error)}); store it again"
             ) from error
         if not isinstance(value, dict):
             raise SourceError(f"{self.where(name)}: not a JSON object; store it again")
@@ -215,10 +227,17 @@ class _Reader:
         self.indexed = frozenset(weight_map)
         names = sorted({str(name) for name in weight_map.values()})
         for name in names:
-            if len(PurePosixPath(name).parts) != 1 or name in (".", "..") or "\\" in name:
+            if not is_portable(name) or not name.endswith(".safetensors"):
                 raise SourceError(
-                    f"{self.where(INDEX_FILE)}: {name!r} is no file beside it; mend the index"
+                    f"{self.where(INDEX_FILE)}: {shown(name)} is no file beside it with weights as "
+                    "safetensors; mend the index"
                 )
+        same = find_collision(names)
+        if same is not None:
+            raise SourceError(
+                f"{self.where(INDEX_FILE)}: {shown(same[0])} and {shown(same[1])} are one file "
+                "where case does not count; rename one"
+            )
         return names
 
     def header(self, stored: StoredFile) -> tuple[bytes, safetensors_header.Header]:
@@ -227,8 +246,16 @@ class _Reader:
         size = stored.num_bytes
         prefix = self.read(stored.filename, 0, min(8, size))
         num_bytes = safetensors_header.header_num_bytes(prefix, size, where)
+        self.headers_num_bytes += num_bytes
+        if self.headers_num_bytes > _MAX_HEADERS_NUM_BYTES:
+            raise HeaderError(
+                f"{where}: with it the checkpoint's headers take {self.headers_num_bytes} bytes, "
+                f"more than {_MAX_HEADERS_NUM_BYTES}; that is no model, choose another checkpoint"
+            )
         raw = self.read(stored.filename, 8, 8 + num_bytes)
         header = safetensors_header.parse_header(raw, size, where)
+        for tensor in header.tensors:
+            _require_usual(tensor, where)
         tensors = tuple(
             TensorRef(t.name, t.dtype, t.shape, stored.filename, t.start, t.stop)
             for t in header.tensors
@@ -256,14 +283,43 @@ class _Reader:
         return digest.hexdigest()
 
 
+def _require_shallow(document: object) -> None:
+    """Refuse what is nested so deeply that writing it again could fail.
+
+    Raises:
+        ValueError: it is.
+    """
+    level = [document]
+    for _ in range(_MAX_JSON_DEPTH):
+        inside = [item for item in level if isinstance(item, dict | list)]
+        level = [child for i in inside for child in (i.values() if isinstance(i, dict) else i)]
+        if not level:
+            return
+    raise ValueError("nested too deeply")
+
+
+def _require_usual(tensor: TensorRef, where: str) -> None:
+    """Refuse names and shapes that the format allows and no model has."""
+    flaw = None
+    if len(tensor.name) > _MAX_TENSOR_NAME_CHARS:
+        flaw = f"a name of {len(tensor.name)} characters"
+    elif math.prod(max(side, 1) for side in tensor.shape) > _MAX_ELEMENTS:
+        flaw = f"the shape {list(tensor.shape)}"
+    if flaw is not None:
+        raise HeaderError(
+            f"{where}: tensor {shown(tensor.name)} has {flaw}; that is no model, choose another "
+            "checkpoint"
+        )
+
+
 def _enter_tensors(
     checkpoint: Checkpoint, tensors: dict[str, StoredRef], found: tuple[TensorRef, ...]
 ) -> None:
     for ref in found:
         if ref.name in tensors:
             raise SourceError(
-                f"{checkpoint.label}: tensor {ref.name} stands in {tensors[ref.name].filename} and "
-                f"in {ref.filename}; one of them is stale"
+                f"{checkpoint.label}: tensor {shown(ref.name)} stands in "
+                f"{tensors[ref.name].filename} and in {ref.filename}; one of them is stale"
             )
         tensors[ref.name] = ref
 

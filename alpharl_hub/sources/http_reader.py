@@ -25,6 +25,7 @@ from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 
 from alpharl_hub.byte_ranges import range_header
 from alpharl_hub.errors import RangeReadError, SourceError
+from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import (
     ADVICE,
     Refused,
@@ -75,13 +76,20 @@ class RangeReader:
     """Reads byte ranges; one for the whole program, shared between threads.
 
     `patience` says how failures are waited out. When its stop event is set, reads end with
-    Cancelled: at once in a wait, after at most `read_timeout_s` in a stalled receive.
+    Cancelled: at once in a wait, after at most `read_timeout_s` in a stalled receive. `rules` say
+    where redirects may lead, beside what holds for all of them.
     """
 
     def __init__(
-        self, patience: Patience, *, connect_timeout_s: float = 10.0, read_timeout_s: float = 30.0
+        self,
+        patience: Patience,
+        *,
+        rules: AddressRules | None = None,
+        connect_timeout_s: float = 10.0,
+        read_timeout_s: float = 30.0,
     ) -> None:
         self._patience = patience
+        self._rules = rules
         self._timeout = urllib3.Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self._managers: dict[str | None, urllib3.PoolManager] = {}
         self._managers_lock = threading.Lock()
@@ -186,7 +194,7 @@ class RangeReader:
             if response.status not in _REDIRECT_STATUSES or location is None:
                 return response, url
             response.close()
-            target = redirect_target(url, location, wanted.what)
+            target = self._follow(url, location, wanted.what)
             if origin_of(target) != origin_of(url):
                 headers = urllib3.HTTPHeaderDict(own_headers)
             url = target
@@ -194,6 +202,11 @@ class RangeReader:
             f"{wanted.what}: {host_of(url)} redirects more than {_MAX_REDIRECTS} times; "
             "check the endpoint"
         )
+
+    def _follow(self, url: str, location: str, what: str) -> str:
+        if self._rules is None:
+            return redirect_target(url, location, what)
+        return self._rules.follow(url, location, what)
 
     def _fill(
         self, view: memoryview, response: urllib3.BaseHTTPResponse, url: str, wanted: Wanted

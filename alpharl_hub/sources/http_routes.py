@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import urllib.request
+from collections.abc import Callable
 from urllib.parse import unquote, urljoin
 
 import urllib3
@@ -26,8 +27,13 @@ def check_address(url: str, what: str) -> None:
         raise SourceError(f"{what}: its address is not one of the web; check the endpoint")
 
 
-def redirect_target(url: str, location: str, what: str) -> str:
-    """Where a redirect leads; raises SourceError if not to http(s), or from https down to http."""
+def redirect_target(
+    url: str, location: str, what: str, *, may_lose_tls: Callable[[str], bool] | None = None
+) -> str:
+    """Where a redirect leads; raises SourceError if not to http(s), or from https down to http.
+
+    `may_lose_tls` says of an address whether it may be asked without encryption all the same.
+    """
     try:
         target = urljoin(url, location)
     except ValueError:
@@ -35,7 +41,8 @@ def redirect_target(url: str, location: str, what: str) -> str:
             f"{what}: {host_of(url)} redirects to nowhere; check the endpoint"
         ) from None
     check_address(target, what)
-    if parse_url(url).scheme == "https" and parse_url(target).scheme != "https":
+    loses_tls = parse_url(url).scheme == "https" and parse_url(target).scheme != "https"
+    if loses_tls and not (may_lose_tls is not None and may_lose_tls(target)):
         raise SourceError(
             f"{what}: {host_of(url)} redirects to an address without encryption, which is not "
             "followed; check the endpoint"
@@ -68,7 +75,7 @@ def proxy_for(url: str) -> str | None:
 
 def new_manager(proxy: str | None, what: str) -> urllib3.PoolManager:
     """Connections that go directly, or through a proxy with the login in its address."""
-    context = _trusted_certificates(what)
+    context = trusted_certificates(what)
     if proxy is None:
         return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
     try:
@@ -90,7 +97,7 @@ def new_manager(proxy: str | None, what: str) -> urllib3.PoolManager:
     )
 
 
-def _trusted_certificates(what: str) -> ssl.SSLContext:
+def trusted_certificates(what: str) -> ssl.SSLContext:
     """The system's certificates, or those in REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
     bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
     if not bundle:

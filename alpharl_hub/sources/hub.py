@@ -14,6 +14,7 @@ from alpharl_hub.sources import hub_commits, hub_repos
 from alpharl_hub.sources.contents import find_weights_folder
 from alpharl_hub.sources.http_reader import SignedAddress
 from alpharl_hub.sources.hub_client import HubClient, RepoRefs, cached_file
+from alpharl_hub.sources.hub_digests import check_content
 from alpharl_hub.sources.hub_uri import RepoPlace
 from alpharl_hub.sources.listing import Listing, below, keep_complete
 from alpharl_hub.sources.local import read_file_into
@@ -40,9 +41,7 @@ class HubFolder:
         self._client = client
         self._repo = checkpoint.source
         self._commit = checkpoint.commit
-        self._label = f"{checkpoint.label} (commit {checkpoint.commit[:12]})"
-        if checkpoint.revision == checkpoint.commit:
-            self._label = checkpoint.label.replace(checkpoint.commit, checkpoint.commit[:12])
+        self._label = _label(checkpoint, checkpoint.commit)
         self._prefix = f"{checkpoint.folder}/" if checkpoint.folder else ""
         self._addresses: dict[str, SignedAddress] = {}
         self._cached: dict[str, str | None] = {}
@@ -69,13 +68,14 @@ class HubFolder:
             if path not in self._cached:
                 self._cached[path] = cached_file(self._repo, path, self._commit)
             cached = self._cached[path]
-        if cached is not None:
-            read_file_into(cached, start, buffer)
-            return
         stored = self.files().get(filename)
         what = f"{self._label}: {filename}"
         if stored is None:
             raise SourceError(f"{what}: no such file")
+        if cached is not None:
+            read_file_into(cached, start, buffer)
+            self._check_whole(path, stored, start, buffer, f"{what} (in the cache, as {cached})")
+            return
 
         def address(renew: bool) -> SignedAddress:
             return self._address(path, renew)
@@ -83,6 +83,15 @@ class HubFolder:
         self._client.reader.read_into(
             address, start, buffer, file_num_bytes=stored.num_bytes, what=what
         )
+        self._check_whole(path, stored, start, buffer, what)
+
+    def _check_whole(
+        self, path: str, stored: StoredFile, start: int, buffer: memoryview, what: str
+    ) -> None:
+        """Compare a file that was read in one piece with the digest that the Hub tells of it."""
+        if start == 0 and len(buffer) == stored.num_bytes:
+            git_oid = self._client.git_oid(self._repo, self._commit, path)
+            check_content(buffer, stored.sha256, git_oid, what)
 
     def _address(self, path: str, renew: bool) -> SignedAddress:
         with self._lock:
@@ -95,11 +104,21 @@ class HubFolder:
         if stored is not None and stored.sha256 is None:
             # A small file comes from the Hub itself: one request less when it is asked for there.
             return self._client.plain_address(self._repo, path, self._commit)
-        return self._client.resolve(self._repo, path, self._commit)
+        return self._client.resolve(self._repo, path, self._commit, f"{self._label}: {path}")
 
     def is_private(self) -> bool:
         """Whether the repo is private or gated."""
         return self._client.facts(self._repo).restricted
+
+
+def _label(checkpoint: Checkpoint, commit: str) -> str:
+    """How messages name a pinned checkpoint: place, commit, and the step where neither tells it."""
+    label, parts = checkpoint.label, [f"commit {commit[:12]}"]
+    if checkpoint.revision == commit:
+        label, parts = label.replace(commit, commit[:12]), []
+    if checkpoint.step is not None and not re.search(rf"(?<!\d)0*{checkpoint.step}(?!\d)", label):
+        parts.insert(0, f"step {checkpoint.step}")
+    return f"{label} ({', '.join(parts)})" if parts else label
 
 
 class HubRun:

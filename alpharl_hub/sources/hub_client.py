@@ -8,12 +8,12 @@ says, or without any timeout (huggingface_hub 2.4, list_repo_tree and list_repo_
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
-from huggingface_hub import HfApi, constants, get_token, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import constants, get_token, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -23,15 +23,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
     build_hf_headers,
-    get_session,
-    hf_raise_for_status,
     httpx,
 )
 
 from alpharl_hub.errors import SourceError
+from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_reader import RangeReader, SignedAddress
-from alpharl_hub.sources.http_routes import check_address, origin_of, redirect_target
+from alpharl_hub.sources.http_routes import check_address, host_of, origin_of
+from alpharl_hub.sources.hub_session import HubSession, untrusted_certificate
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.trajectory import StoredFile
 from alpharl_hub.version import __version__
@@ -40,7 +40,6 @@ Answer = TypeVar("Answer")
 Rows = list[dict[str, Any]]
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-_TIMEOUT_S = 30.0
 # The most that the Hub gives, and what its own JavaScript client asks for at most.
 _COMMITS_PER_PAGE = 1000
 
@@ -85,28 +84,49 @@ class ListedRepo:
 
 
 class HubClient:
-    """One Hub, one token, one reader of byte ranges; safe to share between threads."""
+    """One Hub, one token, one reader of byte ranges; safe to share between threads.
 
-    def __init__(self, token: str | None, patience: Patience) -> None:
-        self.endpoint = constants.ENDPOINT
+    `endpoint` is the environment's unless given. `allowed_hosts` are company mirrors: names that
+    the Hub may send us on to though they lie in a private network, or serve without encryption.
+    `timeout_s` is how long a server may be silent.
+    """
+
+    def __init__(
+        self,
+        token: str | None,
+        patience: Patience,
+        *,
+        endpoint: str | None = None,
+        allowed_hosts: Collection[str] = (),
+        timeout_s: float = 30.0,
+    ) -> None:
+        self.endpoint = endpoint or constants.ENDPOINT
         check_address(self.endpoint, "HF_ENDPOINT")
         self.token = token
+        self._rules = AddressRules(self.endpoint, frozenset(allowed_hosts))
+        self._timeout_s = timeout_s
         self._looks_for_token = True
         self._connect(patience)
         self._refs: dict[str, RepoRefs] = {}
         self._trees: dict[tuple[str, str], Mapping[str, StoredFile]] = {}
+        self._git_oids: dict[tuple[str, str], Mapping[str, str]] = {}
         self._facts: dict[str, RepoFacts] = {}
         self._histories: dict[tuple[str, str], tuple[RepoCommit, ...]] = {}
 
     def _connect(self, patience: Patience) -> None:
-        self.api = HfApi(
-            endpoint=self.endpoint,
-            token=self._sent_token(),
-            library_name="alpharl-hub",
-            library_version=__version__,
+        self.reader = RangeReader(
+            patience,
+            rules=self._rules,
+            connect_timeout_s=min(10.0, self._timeout_s),
+            read_timeout_s=self._timeout_s,
         )
-        self.reader = RangeReader(patience)
+        self._session = HubSession(self._rules, self._question_headers, self._timeout_s)
         self._patience = patience
+
+    def close(self) -> None:
+        """Close all connections; nothing can be asked afterwards."""
+        self._session.close()
+        self.reader.close()
 
     def __getstate__(self) -> dict[str, object]:
         """Give another process the same Hub, token and answers.
@@ -114,7 +134,7 @@ class HubClient:
         The token of that machine may be for another Hub: it takes this one's, or none.
         """
         state = {**self.__dict__, "token": self._found_token(), "_looks_for_token": False}
-        return {key: state[key] for key in state.keys() - {"api", "reader", "_patience"}}
+        return {key: state[key] for key in state.keys() - {"_session", "reader", "_patience"}}
 
     def __setstate__(self, state: Mapping[str, object]) -> None:
         self.__dict__.update(state)
@@ -123,12 +143,17 @@ class HubClient:
     def _found_token(self) -> str | None:
         return self.token or (get_token() if self._looks_for_token else None)
 
-    def _sent_token(self) -> str | bool | None:
-        """The client's own words: None lets it look for a token, False forbids it."""
-        return self.token if self.token or self._looks_for_token else False
+    def _question_headers(self, url: str) -> Mapping[str, str]:
+        """Say who asks; the token goes to the Hub's own origin only."""
+        token = self._found_token() if origin_of(url) == origin_of(self.endpoint) else None
+        return build_hf_headers(
+            token=token or False, library_name="alpharl-hub", library_version=__version__
+        )
 
-    def ask(self, what: str, question: Callable[[], Answer]) -> Answer:
+    def ask(self, what: str, question: Callable[[], Answer], *, was_there: bool = False) -> Answer:
         """Put one question, again while the server is busy or the line is down.
+
+        `was_there`: the Hub has listed before what is asked for.
 
         Raises:
             SourceError: the answer is no, or did not come.
@@ -140,7 +165,7 @@ class HubClient:
                 return question()
             except HfHubHTTPError as error:
                 if error.response.status_code not in _RETRIED:
-                    raise refusal(error, what, self.has_token()) from error
+                    raise refusal(error, what, self.has_token(), was_there) from error
                 reason = f"the Hub answered {error.response.status_code}"
                 wait_s = asked_wait_s(error.response.headers)
             except httpx.LocalProtocolError as error:
@@ -150,8 +175,9 @@ class HubClient:
                     "copy it again"
                 ) from error
             except httpx.RequestError as error:
-                reason, wait_s = f"{self.endpoint} is out of reach ({type(error).__name__})", 0.0
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                self._require_trust(what, error)
+                reason, wait_s = f"{self._host} is out of reach ({type(error).__name__})", 0.0
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise self._no_hub(what) from error
             except OfflineModeIsEnabled as error:
                 raise SourceError(
@@ -160,6 +186,19 @@ class HubClient:
             num_failures += 1
             self._patience.pause(what, reason, wait_s, num_failures)
 
+    @property
+    def _host(self) -> str:
+        """The endpoint as messages show it: what else stands in it may be a login."""
+        return host_of(self.endpoint)
+
+    def _require_trust(self, what: str, error: Exception) -> None:
+        why = untrusted_certificate(error)
+        if why is not None:
+            raise SourceError(
+                f"{what}: the certificate of {self._host} is not trusted ({why}); name the right "
+                "CA bundle in SSL_CERT_FILE"
+            ) from error
+
     def has_token(self) -> bool:
         """Whether requests carry a token."""
         return self._found_token() is not None
@@ -167,9 +206,7 @@ class HubClient:
     def refs(self, repo: str) -> RepoRefs:
         """List branches and tags once, in one request."""
         if repo not in self._refs:
-            found, _ = self._get(repo, f"{self.endpoint}/api/models/{repo}/refs")
-            if not isinstance(found, dict):
-                raise self._no_hub(repo)
+            found = self._object(repo, f"{repo}/refs")
             branches, tags = (
                 {str(row.get("name")): str(row.get("targetCommit")) for row in rows}
                 for rows in (self._rows(found.get(kind), repo) for kind in ("branches", "tags"))
@@ -180,19 +217,17 @@ class HubClient:
     def facts(self, repo: str) -> RepoFacts:
         """Ask once whether a repo is private or gated."""
         if repo not in self._facts:
-            info = self.ask(repo, lambda: self.api.model_info(repo, timeout=_TIMEOUT_S))
-            self._facts[repo] = RepoFacts(bool(info.private or info.gated))
+            info = self._object(repo, repo)
+            self._facts[repo] = RepoFacts(bool(info.get("private") or info.get("gated")))
         return self._facts[repo]
 
     def commit_of(self, repo: str, revision: str) -> str:
         """Resolve any revision (also a commit or a pull request) to a full commit."""
         what = f"{repo}@{revision}"
-        info = self.ask(
-            what, lambda: self.api.model_info(repo, revision=revision, timeout=_TIMEOUT_S)
-        )
-        if not info.sha:
+        sha = self._object(what, f"{repo}/revision/{quote(revision, safe='')}").get("sha")
+        if not sha:
             raise SourceError(f"{what}: the Hub names no commit for it; name another revision")
-        return info.sha
+        return str(sha)
 
     def tree(self, repo: str, commit: str, label: str | None = None) -> Mapping[str, StoredFile]:
         """List all files of a pinned commit, once; `label` is what messages call it."""
@@ -201,10 +236,16 @@ class HubClient:
             what = label or f"{repo}@{commit[:12]}"
             query = "recursive=true&expand=false"
             found: dict[str, StoredFile] = {}
+            git_oids: dict[str, str] = {}
             for rows in self._pages(what, f"/{repo}/tree/{commit}", query):
                 found.update(_stored_files(rows))
-            self._trees[key] = found
+                git_oids.update(_git_oids(rows))
+            self._git_oids[key], self._trees[key] = git_oids, found
         return self._trees[key]
+
+    def git_oid(self, repo: str, commit: str, path: str) -> str | None:
+        """Return git's name for the content of a small file of a listed commit; None for others."""
+        return self._git_oids[repo, commit].get(path)
 
     def last_title(self, repo: str, commit: str) -> str:
         """Return the title of a commit, in one request."""
@@ -253,15 +294,16 @@ class HubClient:
         """Ask for a JSON document; the answer is (document, where the next page is)."""
 
         def question() -> tuple[object, str | None]:
-            headers = build_hf_headers(
-                token=self._sent_token(), library_name="alpharl-hub", library_version=__version__
-            )
-            # The client's session has no timeout of its own.
-            response = get_session().get(url, headers=headers, timeout=_TIMEOUT_S)
-            hf_raise_for_status(response)
+            response = self._session.get(url, what)
             return response.json(), response.links.get("next", {}).get("url")
 
         return self.ask(what, question)
+
+    def _object(self, what: str, path: str) -> Mapping[str, Any]:
+        found, _ = self._get(what, f"{self.endpoint}/api/models/{path}")
+        if not isinstance(found, dict):
+            raise self._no_hub(what)
+        return found
 
     def _rows(self, value: object, what: str) -> Rows:
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
@@ -269,16 +311,12 @@ class HubClient:
         return value
 
     def _no_hub(self, what: str) -> SourceError:
-        return SourceError(
-            f"{what}: {self.endpoint} does not answer as a Hub does; check HF_ENDPOINT"
-        )
+        return SourceError(f"{what}: {self._host} does not answer as a Hub does; check HF_ENDPOINT")
 
-    def resolve(self, repo: str, path: str, commit: str) -> SignedAddress:
+    def resolve(self, repo: str, path: str, commit: str, what: str) -> SignedAddress:
         """Ask where the bytes of a large file are served; counted by the Hub."""
         url = self._url(repo, path, commit)
-        what = f"{repo}@{commit[:12]}/{path}"
-        found = self.ask(what, lambda: self.api.get_hf_file_metadata(url=url, timeout=_TIMEOUT_S))
-        location = redirect_target(url, found.location, what)
+        location = self.ask(what, lambda: self._session.locate(url, what), was_there=True)
         return SignedAddress(location, self._headers_for(location))
 
     def plain_address(self, repo: str, path: str, commit: str) -> SignedAddress:
@@ -305,13 +343,21 @@ def _stored_files(rows: Rows) -> Iterator[tuple[str, StoredFile]]:
             yield path, StoredFile(path, int(row.get("size") or 0), sha256)
 
 
+def _git_oids(rows: Rows) -> Iterator[tuple[str, str]]:
+    for row in rows:
+        if row.get("type") == "file" and not isinstance(row.get("lfs"), dict):
+            yield str(row.get("path")), str(row.get("oid"))
+
+
 def cached_file(repo: str, path: str, commit: str) -> str | None:
     """Return where the local cache holds a file of this very commit, or None."""
     found = try_to_load_from_cache(repo, path, revision=commit)
     return found if isinstance(found, str) else None
 
 
-def refusal(error: HfHubHTTPError, what: str, has_token: bool) -> SourceError:
+def refusal(
+    error: HfHubHTTPError, what: str, has_token: bool, was_there: bool = False
+) -> SourceError:
     """Put the Hub's refusal into one line: what, why, what next."""
     if isinstance(error, GatedRepoError):
         return SourceError(f"{what}: gated; ask for access on its page, then pass your token")
@@ -319,8 +365,15 @@ def refusal(error: HfHubHTTPError, what: str, has_token: bool) -> SourceError:
         hint = (
             "your token may not see it" if has_token else "private repos need --token or HF_TOKEN"
         )
+        if was_there:
+            return SourceError(f"{what}: the repo was made private or deleted meanwhile; {hint}")
         return SourceError(f"{what}: no such repo; check the name ({hint})")
     if isinstance(error, RevisionNotFoundError):
+        if was_there:
+            return SourceError(
+                f"{what}: the commit is gone, by a force push or with its repo; start a new run "
+                "on what is there now"
+            )
         return SourceError(
             f"{what}: no such revision, or it was deleted; check its branches and tags"
         )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from alpharl_hub.errors import SourceError
@@ -34,9 +35,11 @@ class LocalFolder:
     def _list(self, folder: Path, prefix: str, found: dict[str, StoredFile]) -> None:
         for entry in os.scandir(folder):
             name = prefix + entry.name
-            if entry.is_file():
+            if not _is_unicode(entry.name):
+                continue  # nothing that we look for is called so, and no answer could name it
+            if _leads_to(entry, stat.S_ISREG):
                 found[name] = StoredFile(name, entry.stat().st_size, None)
-            elif entry.is_dir() and name.count("/") + 1 < _MAX_DEPTH:
+            elif _leads_to(entry, stat.S_ISDIR) and name.count("/") + 1 < _MAX_DEPTH:
                 self._list(folder / entry.name, name + "/", found)
 
     def read_into(self, filename: str, start: int, buffer: memoryview) -> None:
@@ -65,6 +68,19 @@ class LocalFolder:
     def __del__(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a name on the disk is text: Linux takes any bytes, Python shows them as halves."""
+    return not any("\ud800" <= char <= "\udfff" for char in name)
+
+
+def _leads_to(entry: os.DirEntry[str], kind: Callable[[int], bool]) -> bool:
+    """Whether an entry is of a kind; a link that leads nowhere or in a circle is of none."""
+    try:
+        return kind(entry.stat().st_mode)
+    except OSError:
+        return False
 
 
 def read_file_into(path: str, start: int, buffer: memoryview) -> None:
@@ -100,7 +116,9 @@ def list_step_folders(root: Path) -> tuple[str, ...]:
     NeMo-RL writes tmp_step_N until a checkpoint is whole and old_step_N while it swaps.
     """
     try:
-        names = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+        names = [entry.name for entry in os.scandir(root) if _leads_to(entry, stat.S_ISDIR)]
     except OSError as error:
         raise SourceError(f"{root}: cannot be listed ({error.strerror})") from error
-    return tuple(sorted(n for n in names if not n.startswith(("tmp_", "old_", "."))))
+    return tuple(
+        sorted(n for n in names if _is_unicode(n) and not n.startswith(("tmp_", "old_", ".")))
+    )

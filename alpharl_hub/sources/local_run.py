@@ -19,6 +19,8 @@ from alpharl_hub.sources.step_names import (
 )
 from alpharl_hub.trajectory import Checkpoint, CheckpointStore, StoredFile
 
+_MAX_CARD_CHARS = 1 << 20
+
 
 class LocalRun:
     """Step folders below one root, found by their names or by a pattern with {step}."""
@@ -110,8 +112,17 @@ class LocalRun:
         for folder in (Path(checkpoint.source), self.root):
             card = folder / "README.md"
             if card.is_file():
-                return card.read_text(encoding="utf-8", errors="replace")
+                return _read_card(card)
         return None
+
+
+def _read_card(path: Path) -> str | None:
+    """Read a card, or its beginning, where all that is looked for stands."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_MAX_CARD_CHARS)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def pin_folder(text: str) -> tuple[Checkpoint, CheckpointStore]:

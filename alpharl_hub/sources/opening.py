@@ -10,6 +10,7 @@ from pathlib import Path
 
 from alpharl_hub.errors import ScoreError, SourceError, TrajectoryError
 from alpharl_hub.manifest import Notice
+from alpharl_hub.scores.rows import MAX_TEXT_CHARS
 from alpharl_hub.scores.table import (
     ScoreTable,
     parse_scores,
@@ -28,6 +29,7 @@ from alpharl_hub.sources.local_run import LocalRun, is_local, pin_folder
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.sources.repeats import drop_repeats
 from alpharl_hub.sources.selection import MAX_UNASKED_CHECKPOINTS, select_steps
+from alpharl_hub.strict_json import shown
 from alpharl_hub.trajectory import (
     Checkpoint,
     CheckpointContents,
@@ -208,10 +210,11 @@ def _check_start(history: Sequence[CheckpointContents], start: CheckpointContent
         if contents.adapter is None or not moves_base(contents.adapter):
             continue
         if start is None or start.adapter is None:
+            start_name = shown(str(contents.adapter["init_lora_weights"]))
             raise TrajectoryError(
-                f"{contents.checkpoint.label}: init_lora_weights is "
-                f"{contents.adapter['init_lora_weights']!r}, which changes the base before the "
-                "first step; put the adapter of step 0 beside the others, or merge them first"
+                f"{contents.checkpoint.label}: init_lora_weights is {start_name}, which changes "
+                "the base before the first step; put the adapter of step 0 beside the others, or "
+                "merge them first"
             )
 
 
@@ -296,16 +299,22 @@ def _tell_selection(
 
 def _find_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> ScoreTable | None:
     if request.scores is not None:
-        try:
-            text = request.scores.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ScoreError(f"{request.scores}: cannot be read as text ({error})") from error
+        text = _read_scores(request.scores)
         table = parse_scores(text, request.scores.name, request.score_key, request.lower_is_better)
         steps = [_step(c.checkpoint) for c in history]
         if all(table.at(step) is None for step in steps):
             require_scores(table, steps)
         return table
     return _logged_scores(request, history)
+
+
+def _read_scores(path: Path) -> str:
+    """Read a file of scores, or the first part of one that is too long: its reader refuses it."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(MAX_TEXT_CHARS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ScoreError(f"{path}: cannot be read as text ({error})") from error
 
 
 def _logged_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> ScoreTable | None:

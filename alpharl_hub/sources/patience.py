@@ -49,18 +49,26 @@ class Patience:
             SourceError: it failed too often, or the server asks for too long a wait.
             Cancelled: the stop event was set.
         """
-        if asked_wait_s > MAX_WAIT_S:
-            raise SourceError(
-                f"{what}: {reason} and asks to wait {asked_wait_s:.0f} s, more "
-                f"than the {MAX_WAIT_S:.0f} s that are waited here; try again later"
-            )
+        self.check_wait(what, reason, asked_wait_s)
         if num_failures >= _MAX_FAILURES:
             raise SourceError(
                 f"{what}: {reason}, {num_failures} times in a row; "
                 "check the connection or try again later"
             )
         wait_s = max(asked_wait_s, min(2.0 ** (num_failures - 1), _MAX_BACKOFF_S))
-        if self._on_wait is not None:
-            self._on_wait(wait_s, f"{what}: {reason}")
+        self.tell(wait_s, f"{what}: {reason}")
         self._sleep(wait_s)
         self.raise_if_stopped()
+
+    def tell(self, wait_s: float, reason: str) -> None:
+        """Tell of a wait that is about to be made, here or by somebody else."""
+        if self._on_wait is not None:
+            self._on_wait(wait_s, reason)
+
+    def check_wait(self, what: str, reason: str, asked_wait_s: float) -> None:
+        """Raise SourceError when a server asks for a longer wait than is made here."""
+        if asked_wait_s > MAX_WAIT_S:
+            raise SourceError(
+                f"{what}: {reason} and asks to wait {asked_wait_s:.0f} s, more "
+                f"than the {MAX_WAIT_S:.0f} s that are waited here; try again later"
+            )

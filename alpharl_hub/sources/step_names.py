@@ -17,19 +17,20 @@ PLACEHOLDER = "{step}"
 
 # Revisions of pre-training runs look alike and are no steps of an RL run: stage1-step1000-tokens4B,
 # step-001000-2BT.
-_PRE_TRAINING = re.compile(r"^(stage\d+-.*)?step[-_]?\d+-(tokens)?\d+B?T?$", re.IGNORECASE)
+# Digits are those of ASCII: by itself \d takes other scripts' too, which look alike and would make
+# a second name of the same step.
+_FLAGS = re.IGNORECASE | re.ASCII
+_PRE_TRAINING = re.compile(r"(stage\d+-.*)?step[-_]?\d+-(tokens)?\d+B?T?", _FLAGS)
 _PLAIN = re.compile(
-    r"^(?P<before>(?:global[-_]?)?(?:step|ckpt|checkpoint|iter)[-_]?)(?P<step>\d+)$", re.IGNORECASE
+    r"(?P<before>(?:global[-_]?)?(?:step|ckpt|checkpoint|iter)[-_]?)(?P<step>\d+)", _FLAGS
 )
 # open-r1 pushes main-step-000000100: the revision that it was told, then the step.
-_PREFIXED = re.compile(r"^(?P<before>.+-step-)(?P<step>\d+)$")
-_OPENRLHF = re.compile(r"^(?P<before>(?:best_)?global_step)(?P<step>\d+)(?P<after>_hf)$")
+_PREFIXED = re.compile(r"(?P<before>.+-step-)(?P<step>\d+)", re.ASCII)
+_OPENRLHF = re.compile(r"(?P<before>(?:best_)?global_step)(?P<step>\d+)(?P<after>_hf)", re.ASCII)
 # A repo of its own for every step; what follows the number is the same for all of them
 # (Sinestro38/qwen3-1p7b-sgd-polaris-step300-best-val).
-_REPO = re.compile(
-    r"^(?P<before>(?:.*[-_.])?step[-_]?)(?P<step>\d+)(?P<after>[-_].+)?$", re.IGNORECASE
-)
-_TOKENS = re.compile(r"^[-_](tokens)?\d+[BT]", re.IGNORECASE)
+_REPO = re.compile(r"(?P<before>(?:.*[-_.])?step[-_]?)(?P<step>\d+)(?P<after>[-_].+)?", _FLAGS)
+_TOKENS = re.compile(r"[-_](tokens)?\d+[BT]", _FLAGS)
 _FAMILIES = (_PLAIN, _PREFIXED, _OPENRLHF)
 _MAX_DIGITS = 15
 
@@ -44,10 +45,10 @@ class Family:
 
 def match_step(name: str) -> tuple[str, int] | None:
     """Return (pattern, step) of a name that carries a step, or None."""
-    if _PRE_TRAINING.match(name):
+    if _PRE_TRAINING.fullmatch(name):
         return None
     for family in _FAMILIES:
-        match = family.match(name)
+        match = family.fullmatch(name)
         if match and len(match["step"]) <= _MAX_DIGITS:
             after = match.groupdict().get("after") or ""
             return f"{match['before']}{PLACEHOLDER}{after}", int(match["step"])
@@ -56,7 +57,7 @@ def match_step(name: str) -> tuple[str, int] | None:
 
 def match_repo(name: str) -> str | None:
     """Return the pattern of a repo's name that carries a step, or None; a guess, for a hint."""
-    match = _REPO.match(name)
+    match = _REPO.fullmatch(name)
     if match is None or len(match["step"]) > _MAX_DIGITS or _TOKENS.match(match["after"] or ""):
         return None
     return f"{match['before']}{PLACEHOLDER}{match['after'] or ''}"
@@ -95,10 +96,10 @@ def match_pattern(pattern: str, names: Iterable[str]) -> Family:
         TrajectoryError: two names carry the same number.
     """
     before, after = pattern.split(PLACEHOLDER)
-    expression = re.compile(f"^{re.escape(before)}(\\d{{1,{_MAX_DIGITS}}}){re.escape(after)}$")
+    expression = re.compile(f"{re.escape(before)}([0-9]{{1,{_MAX_DIGITS}}}){re.escape(after)}")
     steps: dict[int, str] = {}
     for name in names:
-        match = expression.match(name)
+        match = expression.fullmatch(name)
         if match:
             _enter(steps, int(match[1]), name)
     return Family(pattern, dict(sorted(steps.items())))

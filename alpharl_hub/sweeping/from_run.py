@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from alpharl_hub import strict_json
@@ -18,8 +19,8 @@ from alpharl_hub.card.make import make_card
 from alpharl_hub.errors import FitError
 from alpharl_hub.manifest import MANIFEST_NAME, Manifest, SweepRecord, read_manifest
 from alpharl_hub.methods import AUTO
-from alpharl_hub.output.folder import check_disk, publish, write_file
-from alpharl_hub.output.journal import DEFAULT_PARENT, RESULT_FOLDER, open_journal
+from alpharl_hub.output.folder import check_disk, publish, work_folder_beside, write_file
+from alpharl_hub.output.journal import DEFAULT_PARENT, RESULT_FOLDER, Journal, open_journal
 from alpharl_hub.prediction.automatic import planned_for
 from alpharl_hub.prediction.delivery import Destination, work_folder
 from alpharl_hub.prediction.predict import card_facts, predict
@@ -44,6 +45,7 @@ from alpharl_hub.sweeping.sweep import (
     disk_need,
     run_sweep,
 )
+from alpharl_hub.version import __version__
 from alpharl_hub.windows.streaming import Compute, Hooks
 
 DEFAULT_RATIO = 2.0
@@ -51,6 +53,7 @@ DEFAULT_RATIO = 2.0
 
 _ENDPOINTS = "endpoints"
 _BEST = "best"
+_BEGUN = "begun"
 
 
 @dataclass(frozen=True)
@@ -84,11 +87,13 @@ def sweep(
     endpoints_setting = _setting(subject, replace(options, dtype="float32"), request, compute)
     need = disk_need(final.plan.files)
     request.hooks.on_disk(need.total_bytes)
-    known_by = _identity(endpoints_setting)
+    known_by = _identity(final)
     work = work_folder(destination, _default_work(known_by))
-    check_disk(work, need.total_bytes)
+    if not (work / RESULT_FOLDER).exists():
+        check_disk(work, need.total_bytes)
     _check_push(subject, destination)
     with open_journal(work, known_by) as journal:
+        _begin(work, journal)
         endpoints = _endpoints(endpoints_setting, final, work, compute, hooks)
         small = {file.name: file.read() for file in final.plan.copied}
         folders = SweepFolders(work, request.logs, work / RESULT_FOLDER / _BEST)
@@ -151,8 +156,9 @@ def _setting(
 
 
 def _identity(setting: Setting) -> Mapping[str, object]:
-    """Say what the endpoints are; which candidates are tried between them may change."""
+    """Say what candidates are made of; which of them are tried, and how, may change."""
     return {
+        "versions": {"tool": __version__, "torch": version("torch")},
         "sweep of": strict_json.to_plain(setting.subject.run),
         "method": strict_json.to_plain(method_record(setting, None)),
         "steps": [goal.step for goal in setting.target.goals],
@@ -170,6 +176,15 @@ def _check_push(subject: Subject, destination: Destination) -> None:
     if push is not None:
         dry = replace(push, options=replace(push.options, dry_run=True))
         dry.begin(subject.run.private)
+
+
+def _begin(work: Path, journal: Journal) -> None:
+    """Have the journal say whose endpoints lie there; those that it does not know of go."""
+    if _BEGUN in journal.results:
+        return
+    for folder in (work / _ENDPOINTS, work_folder_beside(work / _ENDPOINTS)):
+        shutil.rmtree(folder, ignore_errors=True)
+    journal.record(_BEGUN, True)
 
 
 def _endpoints(

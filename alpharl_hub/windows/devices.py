@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +12,11 @@ import torch
 
 from alpharl_hub.errors import ResourceError
 from alpharl_hub.windows.plan import Window, peak_memory_bytes
+
+CPU = "cpu"
+
+OutOfDeviceMemory = torch.OutOfMemoryError
+"""What torch raises when the memory of a GPU does not suffice; on the CPU it has another error."""
 
 _MAX_CPU_WORKERS = 4
 
@@ -82,3 +89,23 @@ def compute_name(devices: Sequence[str]) -> str:
         else:
             names.add(f"cpu {torch.backends.cpu.get_cpu_capability()}")
     return ", ".join(sorted(names))
+
+
+def is_out_of_memory(error: RuntimeError | OSError) -> bool:
+    """Tell whether the memory of the machine itself did not suffice, for a tensor or a mapping.
+
+    torch's allocator on the CPU raises a bare RuntimeError; only its words tell (torch 2.13).
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def release_memory(device: str) -> None:
+    """Give back what nobody uses any more: tensors in cycles, and what torch keeps for later.
+
+    An error that went through a generator is such a cycle, with all the frames that it passed.
+    """
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
 from alpharl_hub import strict_json
 from alpharl_hub.errors import ResourceError, WriteError
-from alpharl_hub.executors.local import LocalExecutor, WindowReads
+from alpharl_hub.executors.local import Events, LocalExecutor, WindowReads
+from alpharl_hub.manifest import Notice
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.devices import Workers, choose_devices, compute_name, fit_workers
 from alpharl_hub.windows.plan import Window, read_cost
@@ -27,8 +28,11 @@ def _no_progress(done_bytes: int, total_bytes: int) -> None:
 class Hooks:
     """What the library tells while it works, and how it is stopped.
 
-    `on_progress(done_bytes, total_bytes)` is called from any thread, in order; `stop` is set to end
-    soon, with everything kept that was finished.
+    `on_progress(done_bytes, total_bytes)` is called from any thread, in order: with 0 when a
+    reading begins, and with all when its last window is computed, written, kept and handed on (a
+    shard that is complete is uploaded by then). `done_bytes` never falls within a reading; a
+    command that has to look first, such as the automatic choice of a method, has two readings.
+    `stop` is set to end soon, with everything kept that was finished.
     """
 
     on_progress: Callable[[int, int], None] = _no_progress
@@ -65,20 +69,86 @@ class Results(Protocol):
         ...
 
 
-class ByteCounter:
-    """Adds up bytes from many threads and tells the sum."""
+_READ_SHARE, _READ_SHARE_WRITING = 0.95, 0.85
+"""How much of a window counts when its bytes are read, and where it is written; the rest of it when
+it is finished. At 60 MB/s, four checkpoints and two cores a window took 0.05 and 0.25 of the time
+of its reading after its last byte."""
 
-    def __init__(self, total_bytes: int, tell: Callable[[int, int], None]) -> None:
+
+class WorkCounter:
+    """Adds up what is read and what is finished of one reading, and tells how far it is.
+
+    Of what was read and is not finished at most `ahead_bytes` count: where finishing is the slow
+    part (an upload), its pace is the one that matters. `read_share` of these bytes count.
+    """
+
+    def __init__(
+        self,
+        total_bytes: int,
+        ahead_bytes: int,
+        tell: Callable[[int, int], None],
+        read_share: float = _READ_SHARE,
+    ) -> None:
         self._total_bytes = total_bytes
-        self._done_bytes = 0
+        self._ahead_bytes = ahead_bytes
+        self._read_share = read_share
         self._tell = tell
+        self._read_bytes = self._repeated_bytes = self._finished_bytes = self._done_bytes = 0
         self._lock = threading.Lock()
 
-    def add(self, num_bytes: int) -> None:
+    def start(self) -> None:
+        """Tell that nothing is done yet."""
+        self._tell(0, self._total_bytes)
+
+    def add_read(self, num_bytes: int) -> None:
         """Count bytes that were read."""
         with self._lock:
-            self._done_bytes += num_bytes
-            self._tell(self._done_bytes, self._total_bytes)
+            self._read_bytes += num_bytes
+            self._tell_all()
+
+    def add_repeat(self, num_bytes: int) -> None:
+        """Leave out so many of the bytes to come: they were read before."""
+        with self._lock:
+            self._repeated_bytes += num_bytes
+
+    def add_finished(self, num_bytes: int) -> None:
+        """Count the bytes of a window of which nothing is left to do."""
+        with self._lock:
+            self._finished_bytes += num_bytes
+            self._tell_all()
+
+    def _tell_all(self) -> None:
+        ahead = self._read_bytes - self._repeated_bytes - self._finished_bytes
+        counted = int(self._read_share * max(0, min(ahead, self._ahead_bytes)))
+        # What is read once more was counted, and stays so.
+        self._done_bytes = max(self._done_bytes, self._finished_bytes + counted)
+        self._tell(self._done_bytes, self._total_bytes)
+
+
+class MovedWindows:
+    """Windows of a run for which a device had too little memory, so that the CPU did them."""
+
+    def __init__(self) -> None:
+        self._tensors: set[str] = set()
+
+    def add(self, window: Window) -> None:
+        """Note a window."""
+        self._tensors.update(part.tensor for part in window.parts)
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What the user should know: one notice, or none."""
+        if not self._tensors:
+            return ()
+        first, count = min(self._tensors), len(self._tensors)
+        others = f" and {count - 1} other tensors" if count > 1 else ""
+        return (
+            Notice(
+                "device_memory",
+                f"the device had too little memory for {first}{others}; computed on the CPU "
+                "instead, within the same tolerance",
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,12 +156,14 @@ class Reading:
     """How one reading is done: the workers' devices, who is told, and the cluster, if it is one's.
 
     Each worker of a cluster has the one device that stands in `devices`, and `memory_bytes`.
+    `moved` takes in what is done on the CPU instead; two readings of one run may share it.
     """
 
     devices: Sequence[str]
     hooks: Hooks
     cluster: Cluster | None = None
     memory_bytes: int = 0
+    moved: MovedWindows = field(default_factory=MovedWindows)
 
 
 @dataclass(frozen=True)
@@ -145,18 +217,57 @@ def stream(
     """Read all windows once and return each one's results by its index.
 
     With a journal, windows that it holds are not read again, and every new result is kept there
-    before `on_window` is told. `key` tells several readings of one journal apart.
+    before `on_window` is told. `key` tells several readings of one journal apart. What a device
+    had too little memory for is done on the CPU, and noted in `reading.moved`.
     """
     found = _known(journal, result_type, key)
     todo = [window for window in windows if window.index not in found]
-    counter = ByteCounter(read_cost(todo)[0], reading.hooks.on_progress)
-    for window, results in _run(trajectory, todo, work, reading, counter.add):
+    _remember_moves(windows, found, reading.moved, journal, key)
+    counter = _counter(todo, reading)
+    moved: set[int] = set()
+    events = Events(counter.add_repeat, lambda window: moved.add(window.index))
+    for window, results in _run(trajectory, todo, work, reading, counter.add_read, events):
+        if window.index in moved:
+            reading.moved.add(window)
+            if journal is not None:
+                journal.record(_move_key(window, key), True)
         if journal is not None:
             journal.record(f"{key} {window.index}", strict_json.to_plain(results))
         found[window.index] = results
         if on_window is not None:
             on_window(window)
+        counter.add_finished(read_cost((window,))[0])
     return found
+
+
+def _counter(todo: Sequence[Window], reading: Reading) -> WorkCounter:
+    costs = [read_cost((window,))[0] for window in todo]
+    # Each worker is in the middle of one window; what else was read waits for something slower.
+    ahead_bytes = sum(sorted(costs)[-len(reading.devices) :])
+    is_written = any(window.output_filename is not None for window in todo)
+    read_share = _READ_SHARE_WRITING if is_written else _READ_SHARE
+    counter = WorkCounter(sum(costs), ahead_bytes, reading.hooks.on_progress, read_share)
+    if todo:
+        counter.start()
+    return counter
+
+
+def _move_key(window: Window, key: str) -> str:
+    return f"moved {key} {window.index}"
+
+
+def _remember_moves(
+    windows: Sequence[Window],
+    found: Mapping[int, object],
+    moved: MovedWindows,
+    journal: Results | None,
+    key: str,
+) -> None:
+    """Note what an earlier start has done on the CPU."""
+    for window in windows:
+        is_known = journal is not None and _move_key(window, key) in journal.results
+        if is_known and window.index in found:
+            moved.add(window)
 
 
 def _run(
@@ -165,15 +276,16 @@ def _run(
     work: Callable[[WindowReads, str], tuple[Result, ...]],
     reading: Reading,
     on_bytes: Callable[[int], None],
+    events: Events,
 ) -> Iterator[tuple[Window, tuple[Result, ...]]]:
     stop = reading.hooks.stop
     if reading.cluster is None:
         reader = WindowReader(trajectory, on_bytes)
-        return LocalExecutor(reader, work, reading.devices, stop).run(windows)
+        return LocalExecutor(reader, work, reading.devices, stop, events).run(windows)
     from alpharl_hub.executors.ray import RayExecutor
 
     need = (reading.devices[0], reading.memory_bytes)
-    return RayExecutor(trajectory, work, *need, stop, on_bytes).run(windows)
+    return RayExecutor(trajectory, work, *need, stop, on_bytes, events).run(windows)
 
 
 def _known(

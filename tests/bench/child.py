@@ -21,11 +21,24 @@ Measured = dict[str, float]
 
 def measured(work: Callable[[], object]) -> Measured:
     """Run something and say what it cost this process, all its threads together."""
+    read_before = _read_bytes()
     before, started_s = os.times(), time.perf_counter()
     work()
     wall_s, after = time.perf_counter() - started_s, os.times()
     cpu_s = after.user + after.system - before.user - before.system
-    return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_bytes": peak_bytes()}
+    read_bytes = _read_bytes() - read_before
+    return {
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "peak_bytes": peak_bytes(),
+        "read_bytes": read_bytes,
+    }
+
+
+def _read_bytes() -> int:
+    """Return how much this process has read from files so far."""
+    with open("/proc/self/io", encoding="ascii") as lines:
+        return int(next(line for line in lines if line.startswith("rchar:")).split()[1])
 
 
 def peak_bytes() -> int:

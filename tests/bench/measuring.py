@@ -17,11 +17,15 @@ from tests.bench.serving import ROOT, ServedFile, Server
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process cost after its imports; peak memory counts everything."""
+    """What one process cost after its imports; peak memory counts everything.
+
+    `read_bytes` are those read from files.
+    """
 
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    read_bytes: int
 
 
 def run_child(name: str, environment: Mapping[str, str] | None = None, **options: object) -> Cost:

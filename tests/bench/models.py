@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -110,6 +110,9 @@ class Shapes:
 SEVEN_B_PAIR = Shapes(3584, 18944, 512, 128, layers=2, vocabulary=1024)
 """Two layers of a model of 7 billion parameters."""
 
+SEVEN_B = replace(SEVEN_B_PAIR, layers=28, vocabulary=152064)
+"""All of it; too large to be written."""
+
 QUARTER_GB = Shapes(2560, 13568, 512, 128, layers=1, vocabulary=1024)
 """One smaller layer, 0.25 GB."""
 
@@ -164,6 +167,20 @@ def write_run(folder: Path, shapes: Shapes, steps: tuple[int, ...], seed: int = 
             for block in _tensor_blocks(shape, shares, normal):
                 for file, values in zip(files, block, strict=True):
                     _write(file, values)
+    return found
+
+
+def sparse_run(folder: Path, shapes: Shapes, steps: tuple[int, ...]) -> RunFolders:
+    """Write a run of zeros that takes no space on a disk: for what depends on shapes alone."""
+    found = RunFolders(folder / "base", folder / "run", steps)
+    tensors = [(name, "BF16", shape) for name, shape in shapes.tensors().items()]
+    header = encode_header(tensors, {"format": "pt"})
+    for place in (found.base, *(found.folder(step) for step in steps)):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(shapes.config(), indent=2) + "\n")
+        with (place / "model.safetensors").open("wb") as file:
+            file.write(header)
+            file.truncate(len(header) + shapes.matrix_bytes + shapes.other_bytes)
     return found
 
 

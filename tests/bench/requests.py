@@ -7,9 +7,11 @@ from pathlib import Path
 
 from tests.bench.figures import Figure, Table, at_most
 from tests.bench.measuring import run_child
-from tests.bench.models import QUARTER_GB, SEVEN_B_PAIR
+from tests.bench.models import QUARTER_GB, SEVEN_B, SEVEN_B_PAIR, sparse_run
 from tests.bench.stream import NUM_STEPS
 from tests.bench.workspace import PlacedRun, Workspace, extract_arguments, predict_arguments
+
+QUICK_STEPS = 10
 
 
 def measure(workspace: Workspace) -> Table:
@@ -21,10 +23,13 @@ def measure(workspace: Workspace) -> Table:
     figures = [
         *_ask(workspace, run, "extract", factors, matrices),
         *_ask(workspace, run, "predict", model, matrices + run.shapes.other_bytes),
+        _first_table(workspace),
     ]
     notes = (
         "Must be read: the matrices of base and checkpoints, and for predict the other tensors of "
         f"the last one; here {matrices / 1e9:.2f} GB. Headers and configs come on top.",
+        f"The quick report is of {SEVEN_B.layers} layers and {QUICK_STEPS} checkpoints, files of "
+        "zeros without disk space.",
     )
     return Table("requests", "what is asked of the Hub", tuple(figures), notes)
 
@@ -46,6 +51,16 @@ def _ask(
         Figure(f"{name}: API calls per checkpoint", calls, "", at_most(3)),
         Figure(f"{name}: input bytes on disk", kept, "B", at_most(0)),
     ]
+
+
+def _first_table(workspace: Workspace) -> Figure:
+    """Measure what `report --quick` reads of a model of 7 billion parameters before it shows it."""
+    steps = tuple(10 * (i + 1) for i in range(QUICK_STEPS))
+    run = sparse_run(workspace.fresh("sparse"), SEVEN_B, steps)
+    options = ("--base", str(run.base), "--quick", "--force", "--keep-repeats", "-q")
+    cost = run_child("cli", arguments=["report", str(run.run), *options])
+    share = cost.read_bytes / (SEVEN_B.matrix_bytes * (1 + QUICK_STEPS))
+    return Figure("report --quick: bytes before its table", share, "of all", at_most(0.02))
 
 
 def _bytes_below(folder: Path) -> int:

@@ -1,0 +1,48 @@
+"""How far a reading is and how long the rest takes, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alpharl_hub.cli.terminal import human_bytes, human_duration
+
+
+@dataclass
+class Pace:
+    """The mean pace of one reading, from its first byte on.
+
+    Windows finish in bursts, and the pace of the last burst says little about the hours to come.
+    Where the total changes (an earlier start had done a part) the pace is measured from there on.
+    """
+
+    done_bytes: int = 0
+    total_bytes: int = 0
+    _first_bytes: int = 0
+    _started_s: float = 0.0
+
+    def tell(self, done_bytes: int, total_bytes: int, now_s: float) -> bool:
+        """Take in how far it is at a time; True where this is the beginning of another reading."""
+        is_new = done_bytes < self.done_bytes
+        if is_new or total_bytes != self.total_bytes:
+            self._first_bytes, self._started_s = done_bytes, now_s
+        self.done_bytes, self.total_bytes = done_bytes, total_bytes
+        return is_new
+
+    def left_s(self, now_s: float) -> float | None:
+        """Estimate how long the rest takes; None before there is anything to go by."""
+        gained_bytes = self.done_bytes - self._first_bytes
+        if gained_bytes <= 0:
+            return None
+        elapsed_s = now_s - self._started_s
+        return elapsed_s * (self.total_bytes - self.done_bytes) / gained_bytes
+
+    def words(self, now_s: float) -> str:
+        """Say it; never 100 %, for what follows the reading is not done yet."""
+        if self.done_bytes >= self.total_bytes:
+            return f"all {human_bytes(self.total_bytes)} read (99 %), the rest is under way"
+        percent = min(99, 100 * self.done_bytes // self.total_bytes)
+        share = f"{human_bytes(self.done_bytes)} of {human_bytes(self.total_bytes)} ({percent} %)"
+        left_s = self.left_s(now_s)
+        return f"read {share}" + (
+            "" if left_s is None else f", about {human_duration(left_s)} left"
+        )

@@ -1,0 +1,116 @@
+"""Reads windows ahead of whoever computes them, and can be told to let go of what it has."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from alpharl_hub.windows.plan import Window, read_once
+from alpharl_hub.windows.reader import StoredTensors
+
+_MAX_WAITING = 1
+
+
+class ReadAhead:
+    """Walks windows in a thread of its own; one reading waits while the next is being read.
+
+    Args:
+        read: reads a window from the checkpoint at one position.
+        windows: those to begin with.
+        todo: where to take further ones from.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Window, int], StoredTensors],
+        windows: Sequence[Window],
+        todo: queue.SimpleQueue[Window],
+    ) -> None:
+        self._read = read
+        self._first = deque(windows)
+        self._todo = todo
+        self._begun: deque[tuple[Window, list[int]]] = deque()
+        """Windows that are being read or computed, and the positions that were read of each."""
+        self._current: tuple[Window, StoredTensors | BaseException] | None = None
+        """The window whose turn it is, and its first reading."""
+        self._ready: queue.Queue[tuple[Window, StoredTensors | BaseException] | None]
+        self._ready = queue.Queue(maxsize=_MAX_WAITING)
+        self._is_cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._read_all)
+        self._thread.start()
+
+    def next_window(self) -> Window | None:
+        """Return the window whose readings come next, None after the last; the one before is done.
+
+        All readings of that must have been taken.
+        """
+        self._current = self._ready.get()
+        if self._current is None:
+            self._begun.clear()
+            return None
+        window = self._current[0]
+        while self._begun[0][0] is not window:
+            self._begun.popleft()
+        return window
+
+    def readings(self) -> Iterator[tuple[int, StoredTensors]]:
+        """Give the readings of the window that `next_window` has returned."""
+        item, self._current = self._current, None
+        assert item is not None, "the readings of a window are given once"
+        for position in item[0].positions:
+            if item is None:
+                item = self._ready.get()
+                assert item is not None, "the reading thread hands over every position"
+            found, item = item[1], None
+            if isinstance(found, BaseException):
+                raise found
+            yield position, found
+            del found
+
+    def cancel(self) -> tuple[list[Window], int]:
+        """Stop, and let go of all that was read and not taken.
+
+        Returns the windows that are not done, and the bytes that were read of them.
+        """
+        self._is_cancelled.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.05)
+            except queue.Empty:
+                continue
+        self._thread.join()
+        # What was handed over last would keep its place on the device.
+        self._current, self._ready = None, queue.Queue()
+        num_bytes = sum(_num_bytes(w, position) for w, read in self._begun for position in read)
+        return [*(window for window, _ in self._begun), *self._first], num_bytes
+
+    def _read_all(self) -> None:
+        while (window := self._next()) is not None:
+            read: list[int] = []
+            self._begun.append((window, read))
+            for position in window.positions:
+                if self._is_cancelled.is_set():
+                    return
+                # What a device had no room for was read all the same.
+                read.append(position)
+                try:
+                    self._ready.put((window, self._read(window, position)))
+                except BaseException as error:
+                    # Not swallowed: raised again by the computing thread.
+                    self._ready.put((window, error))
+                    return
+        self._ready.put(None)
+
+    def _next(self) -> Window | None:
+        if self._first:
+            return self._first.popleft()
+        try:
+            return self._todo.get_nowait()
+        except queue.Empty:
+            return None
+
+
+def _num_bytes(window: Window, position: int) -> int:
+    return sum(ref.num_bytes for ref in read_once([ref for _, ref in window.reads_at(position)]))

@@ -1,0 +1,171 @@
+"""All commands over and over in one process, which watches its own memory, files and threads.
+
+A process of its own: the Hub's client reads HF_ENDPOINT when it is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from alpharl_hub import strict_json
+from alpharl_hub.backtesting.backtest import BacktestOptions
+from alpharl_hub.backtesting.from_run import backtest_run
+from alpharl_hub.output.folder import FolderRequest
+from alpharl_hub.pipeline import extract_run, inspect_run, predict_run, report_run
+from alpharl_hub.prediction.delivery import Destination, PushRequest
+from alpharl_hub.prediction.setting import PredictOptions
+from alpharl_hub.prediction.targets import TargetOptions
+from alpharl_hub.preparation import ScopeOptions
+from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions, push_folder
+from alpharl_hub.sources.opening import RunRequest
+from alpharl_hub.windows.streaming import Compute, Hooks
+
+RUN, BASE = "alice/run", "alice/base"
+SCOPE = ScopeOptions()
+COMPUTE = Compute(("cpu", "cpu"))
+TARGET_STEP = 1500.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the process held after one command."""
+
+    seconds: float
+    command: str
+    rss_bytes: int
+    descriptors: int
+    threads: int
+
+
+class Loop:
+    """The commands in a folder; answers are told apart by their digests."""
+
+    def __init__(self, folder: Path, steps: str) -> None:
+        self._folder = folder
+        self._request = RunRequest(RUN, BASE, steps=steps)
+        self.digests: dict[str, set[str]] = {}
+        self.round = 0
+
+    def commands(self) -> dict[str, Callable[[], str | None]]:
+        """Return the commands by name; each gives a digest of its answer, if that must stay."""
+        return {
+            "inspect": self._inspect,
+            "report": self._report,
+            "extract": self._extract,
+            "predict": self._predict,
+            "backtest": self._backtest,
+            "push": self._push,
+            "predict and push": self._predict_and_push,
+        }
+
+    def _inspect(self) -> str:
+        return _digest_of(inspect_run(self._request, SCOPE, _options(TARGET_STEP), COMPUTE))
+
+    def _report(self) -> str:
+        return _digest_of(report_run(self._request, SCOPE, False, COMPUTE, Hooks()))
+
+    def _extract(self) -> str:
+        output = FolderRequest(self._folder / "factors", True, None)
+        extract_run(self._request, SCOPE, 1, output, COMPUTE, Hooks())
+        return folder_digest(output.folder)
+
+    def _predict(self) -> str:
+        place = Destination(self._folder / "model", overwrite=True)
+        predict_run(self._request, SCOPE, _options(TARGET_STEP), place, COMPUTE, Hooks())
+        return folder_digest(self._folder / "model")
+
+    def _backtest(self) -> str:
+        options = BacktestOptions(methods=("alpharl", "linear"))
+        return _digest_of(backtest_run(self._request, SCOPE, options, COMPUTE, Hooks()))
+
+    def _push(self) -> None:
+        push_folder(self._folder / "model", "alice/model", PushOptions())
+
+    def _predict_and_push(self) -> None:
+        # Another model every time: the Hub has what it has seen, and would not be sent it again.
+        push = PushRequest("alice/new", PushOptions(), HubAccess(), PushHooks())
+        place = Destination(None, push=push)
+        options = _options(TARGET_STEP + self.round)
+        predict_run(self._request, SCOPE, options, place, COMPUTE, Hooks())
+
+    def run(self, seconds: float) -> list[Sample]:
+        """Go round until the time is over, at least twice."""
+        samples: list[Sample] = []
+        started_s = time.monotonic()
+        while self.round < 2 or time.monotonic() - started_s < seconds:
+            for name, command in self.commands().items():
+                digest = command()
+                if digest is not None:
+                    self.digests.setdefault(name, set()).add(digest)
+                samples.append(sample(name, time.monotonic() - started_s))
+            self.round += 1
+        return samples
+
+
+def _options(step: float) -> PredictOptions:
+    return PredictOptions(method="alpharl", target=TargetOptions((step,)))
+
+
+def _digest_of(answer: object) -> str:
+    return hashlib.sha256(strict_json.dump(answer).encode()).hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """One sha256 over the names and bytes of all files of a folder."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def sample(name: str, seconds: float) -> Sample:
+    """Look at this process."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return Sample(
+        seconds=seconds,
+        command=name,
+        rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
+        descriptors=len(os.listdir("/proc/self/fd")),
+        threads=threading.active_count(),
+    )
+
+
+def main() -> None:
+    """Loop, and write what was seen as JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--steps", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--answer", type=Path, required=True)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    work = options.folder / "loop"
+    work.mkdir(parents=True)
+    os.chdir(work)
+    loop = Loop(work, options.steps)
+    samples = loop.run(options.seconds)
+    document = {
+        "rounds": loop.round,
+        "samples": [asdict(one) for one in samples],
+        "digests": {name: sorted(found) for name, found in loop.digests.items()},
+        "left": sorted(path.name for path in work.iterdir()),
+    }
+    options.answer.write_text(json.dumps(document))
+    shutil.rmtree(work)
+
+
+if __name__ == "__main__":
+    main()
