@@ -211,8 +211,11 @@ def test_a_part_that_is_refused(hub: LocalHub, pushing: Pushing) -> None:
     """The line holds the server's answer; files that had arrived are not sent again."""
     sizes = sorted(path.stat().st_size for path in pushing.folder.glob("*.safetensors"))
     num_parts = sum(-(-size // 5000) for size in sizes)
-    hub.add_fault(Fault("/upload/", "status", status=400, times=9, skip=num_parts - 1))
-    assert "refuses (status 400)" in pushing.error()
+    gone = Fault("/upload/", "status", status=410, text="", times=9, skip=num_parts - 1)
+    hub.add_fault(gone)
+    text = pushing.error()
+    assert "refuses (status 410)" in text
+    assert "/upload/" in text
     arrived = uploads(hub)
     assert arrived.total() == num_parts - 1
     hub.clear_faults()

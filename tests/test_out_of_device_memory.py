@@ -39,7 +39,7 @@ from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows import plan, streaming
 from alpharl_hub.windows.buffers import READINGS
 from alpharl_hub.windows.plan import BASE, Window, plan_analysis, read_cost
-from alpharl_hub.windows.reader import StoredTensors, WindowReader
+from alpharl_hub.windows.reader import BegunReading, CopyStream, WindowReader
 from alpharl_hub.windows.streaming import Hooks, Reading, stream
 
 GPU = "cpu:0"
@@ -168,12 +168,13 @@ class RecordingReader(WindowReader):
         super().__init__(trajectory, on_bytes)
         self.devices: list[tuple[int, str]] = []
 
-    def read(
-        self, window: Window, position: int, device: str, pool: ThreadPoolExecutor
-    ) -> StoredTensors:
-        """Read, and then run out of memory where there is no room."""
+    def begin(
+        self, window: Window, position: int, copies: CopyStream, pool: ThreadPoolExecutor
+    ) -> BegunReading:
+        """Begin to read, and then run out of memory where there is no room."""
+        device = str(copies.device)
         self.devices.append((window.index, device))
-        found = super().read(window, position, device, pool)
+        found = super().begin(window, position, copies, pool)
         if self.full[0] == device and window.index in self.full[1]:
             raise torch.OutOfMemoryError("planted")
         return found
@@ -279,12 +280,12 @@ def test_what_was_read_ahead_is_let_go(prepared: Prepared) -> None:
         todo.put(window)
     given: list[weakref.ref[torch.Tensor]] = []
 
-    def read(window: Window, position: int) -> StoredTensors:
+    def begin(window: Window, position: int) -> BegunReading:
         tensor = torch.zeros(3)
         given.append(weakref.ref(tensor))
-        return {0: (tensor,)}
+        return BegunReading((), (), {}, tensor, CopyStream("cpu"))
 
-    ahead = ReadAhead(read, (), todo)
+    ahead = ReadAhead(begin, (), todo)
     assert ahead.next_window() is windows[0]
     while len(given) < 3:
         time.sleep(0.01)
@@ -388,12 +389,12 @@ def test_source_that_is_lost_meanwhile(run: Run, prepared: Prepared) -> None:
     windows = plan_analysis(prepared.scope.matrices)[:3]
 
     class Lost(RecordingReader):
-        def read(
-            self, window: Window, position: int, device: str, pool: ThreadPoolExecutor
-        ) -> StoredTensors:
-            if device == "cpu":
+        def begin(
+            self, window: Window, position: int, copies: CopyStream, pool: ThreadPoolExecutor
+        ) -> BegunReading:
+            if str(copies.device) == "cpu":
                 raise SourceError("the link is down")
-            return super().read(window, position, device, pool)
+            return super().begin(window, position, copies, pool)
 
     before = threading.active_count()
     execution = Execution(prepared.trajectory, SumWork([0, 1, 0]))

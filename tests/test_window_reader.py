@@ -42,7 +42,7 @@ from alpharl_hub.trajectory import CheckpointContents, CheckpointStore, StoredFi
 from alpharl_hub.windows import plan
 from alpharl_hub.windows import reader as window_reader
 from alpharl_hub.windows.plan import BASE, Part, Window
-from alpharl_hub.windows.reader import WindowReader
+from alpharl_hub.windows.reader import CopyStream, WindowReader
 from alpharl_hub.windows.streaming import Compute, Hooks
 
 STEPS = (5, 20, 30, 50)
@@ -335,7 +335,7 @@ def test_reader_gives_what_safetensors_gives(
     window = window_of(contents, list(tensors))
     with ThreadPoolExecutor(2) as pool:
         for position in (BASE, 0):
-            found = reader.read(window, position, "cpu", pool)
+            found = reader.begin(window, position, CopyStream("cpu"), pool).finish().take()
             for place, (name, wanted) in enumerate(tensors.items()):
                 (raw,) = found[place]
                 got = raw if name != "c" else raw.view(torch.int16)

@@ -28,7 +28,7 @@ from alpharl_hub.windows.devices import (
     release_memory,
 )
 from alpharl_hub.windows.plan import Window
-from alpharl_hub.windows.reader import StoredTensors, WindowReader
+from alpharl_hub.windows.reader import BegunReading, CopyStream, StoredTensors, WindowReader
 
 Result = TypeVar("Result")
 
@@ -257,14 +257,14 @@ class _Worker(Generic[Result]):
         self._ahead.next_window()
 
     def _read_ahead(self, windows: Sequence[Window]) -> ReadAhead:
-        executor, device, pool = self._executor, self._arrive_on, self._pool
+        executor, pool, copies = self._executor, self._pool, CopyStream(self._arrive_on)
 
-        def read(window: Window, position: int) -> StoredTensors:
+        def begin(window: Window, position: int) -> BegunReading:
             if executor.stop.is_set():
                 raise Stopped
-            return executor.reader.read(window, position, device, pool)
+            return executor.reader.begin(window, position, copies, pool)
 
-        return ReadAhead(read, windows, self._todo)
+        return ReadAhead(begin, windows, self._todo)
 
     def _write_all(self) -> None:
         """Write window after window; after a failure the rest is only taken, so nobody waits."""

@@ -35,7 +35,7 @@ ON_RANGES: tuple[Kind, ...] = ("ignore_range", "wrong_range")
 class Fault:
     """One fault for the next `times` requests whose path contains `match`.
 
-    status        answers `status` with `headers` instead of doing the work
+    status        answers `status` with `headers` and `text` instead of doing the work
     slow          waits `seconds` before the work
     drop          closes the connection in good order instead of doing the work
     reset         does the work, then resets the connection after `after_bytes` of the body;
@@ -55,6 +55,7 @@ class Fault:
     times: int = 1
     status: int = 503
     headers: tuple[Header, ...] = ()
+    text: str = "injected fault"
     after_bytes: int = 0
     seconds: float = 0.0
     method: str | None = None

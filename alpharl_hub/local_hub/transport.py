@@ -145,7 +145,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self._drop(request)
             return
         if early and early.kind == "status":
-            response = Response(early.status, early.headers, b"injected fault")
+            response = Response(early.status, early.headers, early.text.encode())
         else:
             response = answer(self.server.hub, request)
         request.body.drain()

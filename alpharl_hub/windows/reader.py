@@ -6,7 +6,8 @@ Numerical convention: nothing is computed here; tensors have the stored dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,62 @@ StoredTensors = Mapping[int, tuple[Tensor, ...]]
 
 A tensor that is stored in factors has several, in the order of its ref's `parts`; others have one.
 """
+
+
+class CopyStream:
+    """Brings readings to one device: on a GPU beside what it computes, by a stream of its own."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.needs_pinned = self.device.type == "cuda"
+        self._stream: torch.cuda.Stream | None = None
+        if self.needs_pinned:
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def send(self, host: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Begin to copy; what comes back holds the bytes once its event has happened."""
+        if self._stream is None:
+            return host.to(self.device), None
+        with torch.cuda.stream(self._stream):
+            on_device = host.to(self.device, non_blocking=True)
+            return on_device, self._stream.record_event()
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A reading on its device, or on its way there."""
+
+    tensors: StoredTensors
+    memory: Tensor
+    event: torch.cuda.Event | None
+
+    def take(self) -> StoredTensors:
+        """Return the tensors, for the stream that computes in this thread."""
+        if self.event is not None:
+            stream = torch.cuda.current_stream(self.memory.device)
+            stream.wait_event(self.event)
+            # Allocated for another stream: not to be used again before this one is done with it.
+            self.memory.record_stream(stream)
+        return self.tensors
+
+
+@dataclass(frozen=True)
+class BegunReading:
+    """A reading whose ranges are on their way into `host`."""
+
+    futures: Sequence[Future[None]]
+    reads: Sequence[tuple[int, TensorRef]]
+    starts: Mapping[TensorRef, int]
+    host: Tensor
+    copies: CopyStream
+
+    def finish(self) -> Arrived:
+        """Wait for the bytes, and send them to the device."""
+        wait(self.futures)
+        for future in self.futures:
+            future.result()
+        memory, event = self.copies.send(self.host)
+        return Arrived(_views(self.reads, self.starts, memory), memory, event)
 
 
 class WindowReader:
@@ -41,32 +98,28 @@ class WindowReader:
         self._contents = contents_by_position(trajectory)
         self._on_bytes = on_bytes
 
-    def read(
-        self, window: Window, position: int, device: str, pool: ThreadPoolExecutor
-    ) -> StoredTensors:
-        """Read what a window needs of one checkpoint, its pieces side by side."""
+    def begin(
+        self, window: Window, position: int, copies: CopyStream, pool: ThreadPoolExecutor
+    ) -> BegunReading:
+        """Begin to read what a window needs of one checkpoint, its pieces side by side."""
         contents = self._contents[position]
         reads = window.reads_at(position)
         refs = read_once([ref for _, ref in reads])
         num_bytes = sum(r.num_bytes for r in refs)
-        if torch.device(device).type == "cuda":
+        if copies.needs_pinned:
             host = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
         else:
             host = READINGS.take(num_bytes)
-        buffer = memory_of(host)
-        pieces = plan_ranges(refs, MAX_RANGE_BYTES)
 
         def read_piece(piece: PlannedRange) -> None:
             path = contents.path_of(piece.source.filename)
-            target = buffer[piece.dest_start : piece.dest_stop]
+            # `host` lives until its last piece is there, also where nobody waits for it any more.
+            target = memory_of(host)[piece.dest_start : piece.dest_stop]
             contents.store.read_into(path, piece.source.start, target)
             self._on_bytes(piece.source.num_bytes)
 
-        futures = [pool.submit(read_piece, piece) for piece in pieces]
-        wait(futures)
-        for future in futures:
-            future.result()
-        return _views(reads, dest_starts(refs), host, device)
+        futures = [pool.submit(read_piece, piece) for piece in plan_ranges(refs, MAX_RANGE_BYTES)]
+        return BegunReading(futures, reads, dest_starts(refs), host, copies)
 
 
 def contents_by_position(trajectory: Trajectory) -> tuple[CheckpointContents, ...]:
@@ -81,17 +134,13 @@ def labels_by_position(trajectory: Trajectory) -> tuple[str, ...]:
 
 
 def _views(
-    reads: Sequence[tuple[int, TensorRef]],
-    starts: Mapping[TensorRef, int],
-    host: Tensor,
-    device: str,
+    reads: Sequence[tuple[int, TensorRef]], starts: Mapping[TensorRef, int], memory: Tensor
 ) -> StoredTensors:
-    """Cut the buffer into tensors; on a GPU after one copy of the whole."""
-    on_device = host.to(device, non_blocking=True)
+    """Cut a reading into tensors."""
     found: dict[int, tuple[Tensor, ...]] = {}
     for place, ref in reads:
         start = starts[ref]
-        raw = on_device[start : start + ref.num_bytes]
+        raw = memory[start : start + ref.num_bytes]
         dtype = TORCH_DTYPES.get(ref.dtype)
         if dtype is not None:
             # A header of odd length shifts what follows it; a view needs its dtype's alignment.

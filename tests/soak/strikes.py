@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,9 @@ class Struck:
         return found + ([f"{self.command}: shards were sent twice"] if self.sent_twice else [])
 
 
-def strike_all(folder: Path, num_kills: int, seed: int) -> Iterator[Struck]:
+def strike_all(
+    folder: Path, num_kills: int, seed: int, commands: Sequence[str] = COMMANDS
+) -> Iterator[Struck]:
     """Strike every command until its share of the signals has met it at work."""
     run = write_run(folder / "run", TINY, STEPS, seed)
     source = random.Random(seed)
@@ -64,8 +66,8 @@ def strike_all(folder: Path, num_kills: int, seed: int) -> Iterator[Struck]:
             hub.add_commit("alice/run", files=_files_of(run.folder(step)), revision=f"step_{step}")
         with victims_for(folder / "victims", hub, TOKEN) as victims:
             (victims.folder / "score.py").write_text(_SCORER)
-            for command in COMMANDS:
-                yield _strike(hub, victims, command, -(-num_kills // len(COMMANDS)), source)
+            for command in commands:
+                yield _strike(hub, victims, command, -(-num_kills // len(commands)), source)
 
 
 def _files_of(folder: Path) -> dict[str, bytes | Path | None]:
@@ -77,8 +79,9 @@ def _strike(
 ) -> Struck:
     struck = Struck(command)
     hub.clear_faults()
+    arguments = _arguments(command, victims, target=100, name="whole")
     hub.clear_log()
-    whole = victims.run(_arguments(command, victims, target=100, name="whole"))
+    whole = victims.run(arguments)
     assert whole.code == 0, whole.stderr
     most_bytes = moved_bytes(hub)
     # Of a push all that has to do with its repo, whose name is in every address, comes late.
