@@ -87,6 +87,16 @@ class Destination:
             if folder is not None:
                 check_output(folder, self.overwrite, self.work_folder)
 
+    @property
+    def uploaded_to(self) -> list[str] | None:
+        """Where shards are that are no longer here: a run begun so can only go on so.
+
+        With a folder they are all kept.
+        """
+        if self.folder is not None or self.push is None:
+            return None
+        return [self.push.repo, self.push.options.branch]
+
     def refuse_inputs(self, trajectory: Trajectory) -> None:
         """Refuse a folder inside of one that is read.
 

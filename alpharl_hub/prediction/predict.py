@@ -56,7 +56,7 @@ def predict(
     windows, num_goals = (*plan.survey, *plan.windows), len(setting.target.goals)
     crew = find_crew(windows, compute, plan.num_deltas_held, num_goals)
     versions = VersionsRecord(__version__, torch.__version__, crew.name)
-    known_by = identity(setting, versions)
+    known_by = {**identity(setting, versions), "uploaded_to": destination.uploaded_to}
     work = work_folder(destination, default_work_folder(known_by))
     lanes = destination.lanes([goal.step for goal in setting.target.goals])
     outputs = []
