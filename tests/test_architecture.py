@@ -37,8 +37,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "rich": ("cli",),
     "tqdm": ("cli.running",),
     "huggingface_hub": (
-        *("sources.hub_client", "sources.hub_uri"),
-        *("card.make", "push.hub_target", "push.model_upload"),
+        *("sources.hub_client", "sources.hub_session", "sources.hub_uri"),
+        *("push.guarded_client", "card.make", "push.hub_target", "push.model_upload"),
     ),
     "urllib3": ("sources.http_answers", "sources.http_reader", "sources.http_routes"),
     "ray": ("executors.ray",),

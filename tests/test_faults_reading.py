@@ -430,6 +430,20 @@ def test_every_weight_file_can_be_verified(connect: Connect, hub: LocalHub, run:
         verify_weights(opened, stop=stopped)
 
 
+def test_verify_reads_all_files_before_anything_is_done(
+    hub: LocalHub, commands: Commands, tmp_path: Path
+) -> None:
+    """--verify says what was compared; a changed bit ends the command before its first window."""
+    done = predict(commands, tmp_path / "a", "--verify")
+    assert done.code == 0, done.stderr
+    assert "4 weight files" in done.stderr
+    commit = hub.refs("lab/run")["refs/heads/step_20"]
+    hub.add_fault(Fault(f"/{commit}/model.safetensors", "flip", after_bytes=1000))
+    refused = predict(commands, tmp_path / "b", "--verify")
+    assert (refused.code, (tmp_path / "b").exists()) == (1, False)
+    assert "model.safetensors" in refused.stderr.splitlines()[-1]
+
+
 # -- where requests go ---------------------------------------------------------------------------
 
 

@@ -233,6 +233,37 @@ def test_only_what_is_missing_is_read_again(
     assert sum(not tensor.any() for tensor in found.values()) == 1
 
 
+def test_shard_that_is_gone_is_no_shard_of_zeros(
+    run: Run, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the journal calls done is not made up: the run is refused, and says what to delete."""
+    output = tmp_path / "out"
+    interrupted(run, start, output)
+    monkeypatch.setattr(plan, "WINDOW_BYTES", WINDOW_BYTES)
+    work = tmp_path / ".out.alpharl-hub"
+    next((work / "result").glob("model-00001-*")).unlink()
+    line = fail("predict", *run.arguments("-o", str(output), *TARGET))
+    assert "model-00001" in line
+    assert f"delete {work}" in line
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("name", ["lock", "journal.jsonl", "result"])
+def test_planted_links_in_a_shared_folder_are_refused(run: Run, tmp_path: Path, name: str) -> None:
+    """Who may write beside the output must not be able to have our bytes put elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("kept\n")
+    work = tmp_path / ".out.alpharl-hub"
+    work.mkdir()
+    (work / name).symlink_to(elsewhere if name == "result" else elsewhere / "file")
+    line = fail("predict", *run.arguments("-o", str(tmp_path / "out"), *TARGET))
+    assert "link" in line
+    assert [path.name for path in elsewhere.iterdir()] == ["file"]
+    assert (elsewhere / "file").read_text() == "kept\n"
+    assert not (tmp_path / "out").exists()
+
+
 def test_two_processes_on_one_output(run: Run, whole: str, tmp_path: Path, start: Start) -> None:
     """While one works a second is refused and disturbs nothing, with --overwrite too."""
     output = tmp_path / "out"

@@ -84,7 +84,7 @@ def backtest(run: str, as_json: bool, verbose: bool, **options: Any) -> None:
         scoring = _scoring(options, show, session.stop)
         try:
             answer = backtest_run(
-                run_request(run, asked, session.stop),
+                run_request(run, asked, session),
                 scope_options(options),
                 _backtest_options(options),
                 compute_request(asked),

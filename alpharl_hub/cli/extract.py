@@ -50,7 +50,7 @@ def extract(run: str, output: Path, rank: int, as_json: bool, **options: Any) ->
 
     with running(options) as session:
         answer = extract_run(
-            run_request(run, options, session.stop),
+            run_request(run, options, session),
             scope_options(options),
             rank,
             FolderRequest(output, options["overwrite"], options["work_dir"]),

@@ -40,7 +40,7 @@ def inspect(run: str, as_json: bool, **options: Any) -> None:
 
     with running(options) as session:
         inspection = inspect_run(
-            run_request(run, options, session.stop),
+            run_request(run, options, session),
             scope_options(options),
             prediction_options(options),
             compute_request(options),

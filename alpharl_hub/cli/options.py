@@ -48,6 +48,14 @@ class StepAt(click.ParamType):  # type: ignore[type-arg]
         return name, int(step)
 
 
+allow_host_option = click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="HOST",
+    help="Follow the Hub to this host in a private network.",
+)
+
+
 def add_options(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
     """Apply click options so that --help lists them in this order."""
     for option in reversed(options):
@@ -75,6 +83,8 @@ def run_options(command: Command) -> Command:
             click.option("--keep-repeats", is_flag=True, help="Keep repeated checkpoints."),
             click.option("--include", metavar="REGEX", help="Only matrices with such names."),
             click.option("--exclude", metavar="REGEX", help="No matrices with such names."),
+            click.option("--verify", is_flag=True, help="Read all files first, check SHA-256."),
+            allow_host_option,
             click.option(
                 "--token", help="Hub token; HF_TOKEN is safer: other users see command lines."
             ),

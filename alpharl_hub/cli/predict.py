@@ -79,7 +79,7 @@ def predict(
     if manifest is not None:
         refuse_given(REPEATED_OPTIONS, "--from repeats a run as it was")
     with running(options) as session:
-        request = run_request(run or "", options, session.stop)
+        request = run_request(run or "", options, session)
         where = destination(output, push_to, options, session.stop)
         compute, hooks = compute_request(options), session.hooks()
         if manifest is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from alpharl_hub.cli import push_options as shared
-from alpharl_hub.cli.options import output_options
+from alpharl_hub.cli.options import allow_host_option, output_options
 from alpharl_hub.cli.requests import (
     check_visibility_options,
     hub_access,
@@ -16,6 +16,7 @@ from alpharl_hub.cli.requests import (
     push_options,
 )
 from alpharl_hub.cli.running import print_json, running
+from alpharl_hub.cli.terminal import escape_text
 
 
 @click.command()
@@ -25,6 +26,7 @@ from alpharl_hub.cli.running import print_json, running
 @click.option("--overwrite", is_flag=True, help="Replace a model that is not ours.")
 @click.option("--dry-run", is_flag=True, help="Check everything and change nothing.")
 @click.option("--token", help="Hub token; HF_TOKEN is safer: other users see command lines.")
+@allow_host_option
 @output_options
 def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     """Push a finished folder to the Hub, in one commit.
@@ -48,6 +50,7 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
         print_json(answer)
         return
     if options["dry_run"]:
-        click.echo(f"would add {', '.join(answer.added)}", err=True)
-        click.echo(f"would delete {', '.join(answer.deleted) or 'nothing'}", err=True)
+        added, deleted = (escape_text(", ".join(names)) for names in (answer.added, answer.deleted))
+        click.echo(f"would add {added}", err=True)
+        click.echo(f"would delete {deleted or 'nothing'}", err=True)
     click.echo(answer.url)

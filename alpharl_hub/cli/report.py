@@ -33,7 +33,7 @@ def report(run: str, quick: bool, as_json: bool, **options: Any) -> None:
 
     with running(options) as session:
         answer = report_run(
-            run_request(run, options, session.stop),
+            run_request(run, options, session),
             scope_options(options),
             quick,
             compute_request(options),

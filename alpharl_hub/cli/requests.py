@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from alpharl_hub.cli.options import split_list
-from alpharl_hub.cli.running import tell_wait
+from alpharl_hub.cli.running import Session, tell_wait
 from alpharl_hub.cli.terminal import escape_text, human_bytes
 from alpharl_hub.methods import AUTO, METHODS
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from alpharl_hub.windows.streaming import Compute
 
 
-def run_request(run: str, options: Mapping[str, Any], stop: threading.Event) -> RunRequest:
+def run_request(run: str, options: Mapping[str, Any], session: Session) -> RunRequest:
     """Build what says which run and which checkpoints."""
     from alpharl_hub.sources.opening import RunRequest
 
@@ -45,8 +45,11 @@ def run_request(run: str, options: Mapping[str, Any], stop: threading.Event) -> 
         lower_is_better=options["lower_is_better"],
         keep_repeats=options["keep_repeats"],
         token=(options["token"] or "").strip() or None,
+        allowed_hosts=frozenset(options["allow_host"]),
+        verify=options["verify"],
         on_wait=tell_wait(options["verbose"]),
-        stop=stop,
+        on_verified=session.progress,
+        stop=session.stop,
     )
 
 
@@ -244,7 +247,7 @@ def hub_access(options: Mapping[str, Any]) -> HubAccess:
     """Build with which token."""
     from alpharl_hub.push.model_upload import HubAccess
 
-    return HubAccess(options["token"])
+    return HubAccess(options["token"], allowed_hosts=frozenset(options["allow_host"]))
 
 
 def push_hooks(options: Mapping[str, Any], stop: threading.Event) -> PushHooks:
@@ -290,7 +293,8 @@ def _given_words(options: Mapping[str, Any]) -> list[str]:
         if param.is_flag:
             words.append(flag if value else param.secondary_opts[0])
         elif param.multiple:
-            words += [word for at, step in value for word in (flag, f"{at}={step}")]
+            given = [item if isinstance(item, str) else f"{item[0]}={item[1]}" for item in value]
+            words += [word for item in given for word in (flag, item)]
         elif isinstance(value, tuple):
             words += [flag, ",".join(f"{step:g}" for step in value)]
         else:

@@ -77,7 +77,7 @@ def sweep(
 
     _check(output, push_to, options)
     with running(options) as session:
-        request = run_request(run, options, session.stop)
+        request = run_request(run, options, session)
         where = destination(output, push_to, options, session.stop)
         logs = Path(
             f"{output}.sweep" if output is not None else f"{str(push_to).split('/')[-1]}.sweep"

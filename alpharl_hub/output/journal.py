@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -50,12 +51,13 @@ class Journal:
         self.folder = folder
         self._path = folder / JOURNAL_NAME
         self._result = folder / RESULT_FOLDER
+        _require_own(folder)
         is_strange = self._result.exists() and not (folder / LOCK_NAME).exists()
         if is_strange:
             raise WriteError(f"{self._result}: not made by this tool; choose another --work-dir")
         try:
             _make_folder(folder)
-            self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise write_error(folder, error) from error
         self._take_lock()
@@ -63,7 +65,7 @@ class Journal:
         try:
             self.results = self._read(identity)
             self._result.mkdir(exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._descriptor = os.open(self._path, flags, 0o644)
             sync_folder(folder)
         except OSError as error:
@@ -181,6 +183,22 @@ def open_free_journal(folder: Path, identity: Mapping[str, object]) -> Iterator[
                 journal = stack.enter_context(open_journal(place, identity))
                 break
         yield journal
+
+
+def _require_own(folder: Path) -> None:
+    """Refuse what somebody else has put where our work will lie, in a folder that is shared.
+
+    Raises:
+        WriteError: a lock, a journal or a result is a link, or another user's.
+    """
+    for name in (LOCK_NAME, JOURNAL_NAME, RESULT_FOLDER):
+        place = folder / name
+        try:
+            found = place.lstat()
+        except OSError:
+            continue
+        if stat.S_ISLNK(found.st_mode) or found.st_uid != os.geteuid():
+            raise WriteError(f"{place}: a link or another user's; choose another --work-dir")
 
 
 def _make_folder(folder: Path) -> None:

@@ -109,6 +109,14 @@ class ShardWriter:
         for folder in (self.folder, self.folder.parent):
             sync_folder(folder)
 
+    def missing(self) -> list[str]:
+        """Return the shards that are not there, finished or not."""
+        names = ((name, name + PARTIAL_SUFFIX) for name in self.files)
+        return [name for name, partial in names if not self._has(name) and not self._has(partial)]
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
     def write(self, filename: str, start: int, data: memoryview) -> None:
         """Write `data` at byte `start` of a shard."""
         path = self.folder / (filename + PARTIAL_SUFFIX)

@@ -82,10 +82,20 @@ class Destination:
         """
         if len(steps) > 1 and self.push is not None and self.push.options.branch != DEFAULT_BRANCH:
             raise PushError("--branch names one branch, and each of several steps gets its own")
-        for lane in self.lanes(steps):
+        lanes = self.lanes(steps)
+        if len(lanes) > 1 and self._is_begun():
+            # Some may have got their names before the interruption; the others are checked then.
+            return
+        for lane in lanes:
             folder = lane.destination.folder
             if folder is not None:
                 check_output(folder, self.overwrite, self.work_folder)
+
+    def _is_begun(self) -> bool:
+        work = self.work_folder
+        if work is None and self.folder is not None:
+            work = work_folder_beside(self.folder)
+        return work is not None and (work / RESULT_FOLDER).is_dir()
 
     @property
     def uploaded_to(self) -> list[str] | None:
@@ -158,8 +168,8 @@ class LaneDelivery:
         self._journal = journal
         self._result = journal.folder / RESULT_FOLDER / folder / lane.name
         # The journal outlives the folder of a lane only when that was moved to its name.
-        has_windows = any(key.startswith("window ") for key in journal.results)
-        self._is_published = has_windows and not self._result.is_dir()
+        self._has_windows = any(key.startswith("window ") for key in journal.results)
+        self._is_published = self._has_windows and not self._result.is_dir()
         gone = {filename for filename in self._filenames() if self._is_uploaded(filename)}
         files = [] if self._is_published else [f for f in files if f.filename not in gone]
         self.writer = ShardWriter(self._result, files)
@@ -174,9 +184,18 @@ class LaneDelivery:
         return self._key(filename) in self._journal.results
 
     def open(self) -> None:
-        """Create what is not there yet."""
+        """Create what is not there yet.
+
+        Raises:
+            WriteError: it cannot be written, or what an earlier start wrote is gone.
+        """
         if self._is_published:
             return
+        for filename in self.writer.missing() if self._has_windows else ():
+            raise WriteError(
+                f"{self._result / filename}: gone, though parts of it are done; delete "
+                f"{self._journal.folder} to begin again"
+            )
         self._result.mkdir(exist_ok=True, parents=True)
         self.writer.open()
 

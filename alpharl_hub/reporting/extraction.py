@@ -69,7 +69,8 @@ def extract(
     crew = find_crew(windows, compute)
     versions = VersionsRecord(__version__, torch.__version__, crew.name)
     work = output.work_dir or work_folder_beside(output.folder)
-    check_disk(work, sum(file.num_bytes for file in files))
+    if not (work / RESULT_FOLDER).exists():
+        check_disk(work, sum(file.num_bytes for file in files))
     with open_journal(work, _identity(run, versions, rank, windows)) as journal:
         reading = crew.reading(hooks)
         results = _read(prepared, windows, files, rank, work, journal, reading)

@@ -17,7 +17,7 @@ from alpharl_hub.trajectory import Checkpoint, CheckpointContents
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-_BASE_MODEL = re.compile(r"^base_model:[ \t]*(?P<value>.*?)[ \t]*$", re.MULTILINE)
+_BASE_MODEL = re.compile(r"^base_model:(?P<value>.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def base_of_adapter(config: Mapping[str, object], checkpoint: Checkpoint) -> str
     is_on_hub = checkpoint.commit is not None
     if Path(named).is_dir() and (Path(named).is_absolute() or not is_on_hub):
         return str(Path(named).absolute())
-    if not _HUB_ID.match(named):
+    if not _HUB_ID.fullmatch(named):
         raise TrajectoryError(
             f"{checkpoint.label}: its adapter_config.json names {named} as the base, which is "
             "no folder here and no repo; name it with --base ORG/NAME or --base FOLDER"
@@ -93,4 +93,4 @@ def base_model_of_card(card: str) -> str | None:
     if match is None:
         return None
     value = match["value"].strip().strip("'\"")
-    return value if _HUB_ID.match(value) else None
+    return value if _HUB_ID.fullmatch(value) else None

@@ -29,6 +29,7 @@ from alpharl_hub.sources.local_run import LocalRun, is_local, pin_folder
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.sources.repeats import drop_repeats
 from alpharl_hub.sources.selection import MAX_UNASKED_CHECKPOINTS, select_steps
+from alpharl_hub.sources.verification import verify_weights
 from alpharl_hub.strict_json import shown
 from alpharl_hub.trajectory import (
     Checkpoint,
@@ -49,6 +50,10 @@ MAX_UNASKED_BYTES = 256 << 10
 """How large a trainer_state.json may be: long runs log megabytes, once for every checkpoint."""
 
 
+def _ignore_progress(done_bytes: int, total_bytes: int) -> None:
+    """Nobody wants to know."""
+
+
 def _ignore_wait(seconds: float, reason: str) -> None:
     """Nobody wants to know."""
 
@@ -57,8 +62,10 @@ def _ignore_wait(seconds: float, reason: str) -> None:
 class RunRequest:
     """What a user says about a run; the fields are the options of the command line.
 
-    `at` holds (name, step) pairs; `on_wait` is told when a busy server is waited for, and `stop`
-    ends such a wait early.
+    `at` holds (name, step) pairs. Redirects of a public Hub may lead to `allowed_hosts` though they
+    are in a private network. With `verify` every weight file is read whole first and compared with
+    its Hub's digest; `on_verified(done_bytes, total_bytes)` is told how far that is. `on_wait` is
+    told when a busy server is waited for, and `stop` ends such a wait early.
     """
 
     run: str
@@ -71,7 +78,10 @@ class RunRequest:
     lower_is_better: bool = False
     keep_repeats: bool = False
     token: str | None = field(default=None, repr=False)
+    allowed_hosts: frozenset[str] = frozenset()
+    verify: bool = False
     on_wait: Callable[[float, str], None] = _ignore_wait
+    on_verified: Callable[[int, int], None] = _ignore_progress
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -87,7 +97,7 @@ class Opener:
         if self._client is None:
             request = self._request
             patience = Patience(on_wait=request.on_wait, stop=request.stop)
-            self._client = HubClient(request.token, patience)
+            self._client = HubClient(request.token, patience, allowed_hosts=request.allowed_hosts)
         return self._client
 
     def run(self, text: str) -> RunSource:
@@ -128,6 +138,8 @@ def open_trajectory(request: RunRequest) -> Trajectory:
     start = opened.pop(0) if first else None
     _check_start(opened, start)
     kept, notices = (tuple(opened), ()) if request.keep_repeats else drop_repeats(opened)
+    start = start if _has_moved_base(kept) else None
+    verified = _verify(request, [base, *kept, *([start] if start else [])])
     scores = _find_scores(request, kept)
     return Trajectory(
         layout=listing.layout,
@@ -144,10 +156,22 @@ def open_trajectory(request: RunRequest) -> Trajectory:
             *(*listing.notices, *aside, *_tell_selection(request, steps, opened)),
             *(*_tell_settings(kept), *_tell_missing_scores(request, scores, kept)),
             *(*_tell_other_bases(kept), *_tell_named_base(kept[-1], base, answer), *notices),
+            *verified,
         ),
         keep_repeats=request.keep_repeats,
-        start=start if _has_moved_base(kept) else None,
+        start=start,
     )
+
+
+def _verify(request: RunRequest, contents: Sequence[CheckpointContents]) -> tuple[Notice, ...]:
+    """Read and compare every weight file where that is asked for, and say what it came to."""
+    if not request.verify:
+        return ()
+    found = verify_weights(contents, on_progress=request.on_verified, stop=request.stop)
+    text = f"{found.num_files} weight files ({found.num_bytes / 1e9:.3g} GB) are what the Hub has"
+    if found.unknown:
+        text += f"; {len(found.unknown)} could not be compared, such as {found.unknown[0]}"
+    return (Notice("verified", text),)
 
 
 def _files(source: RunSource, checkpoint: Checkpoint) -> Mapping[str, StoredFile]:

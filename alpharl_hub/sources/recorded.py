@@ -56,7 +56,7 @@ def _open(
             )
         return contents
     parts = PurePosixPath(record.folder).parts
-    if not (_COMMIT.match(record.commit) and _REPO.match(record.source)) or ".." in parts:
+    if not (_COMMIT.fullmatch(record.commit) and _REPO.fullmatch(record.source)) or ".." in parts:
         raise ManifestError(f"the manifest's checkpoint {record.source!r} is no repo at a commit")
     checkpoint = Checkpoint(
         record.step, record.source, record.revision, record.commit, record.folder
