@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.numerics.norms import frobenius_squared
+from alpharl_hub.numerics.norms import sum_of_squares
 from alpharl_hub.numerics.spectral import leading_triplets
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -314,7 +314,7 @@ def test_the_norm_is_right_to_1e6_with_a_large_mean(size):
     rng = np.random.default_rng(8)
     values = rng.uniform(3e-3, 4e-3, size=size).astype(np.float32)
     expected = float(np.sum(values.astype(np.float64) ** 2))
-    assert frobenius_squared(torch.from_numpy(values)) == pytest.approx(expected, rel=1e-6)
+    assert float(sum_of_squares(torch.from_numpy(values))) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -58,6 +58,7 @@ class Subspace:
         self.main_N: Tensor
         self.probe_N: Tensor | None = None
         self.second_N: Tensor | None = None
+        self._spare_N: Tensor | None = None
 
     def begin(self, start_N: Tensor | None, second_N: Tensor | None) -> None:
         """Choose where to start, and do the first sweep; an empty matrix needs none."""
@@ -157,7 +158,7 @@ class Subspace:
         after = torch.linalg.vector_norm(vector_N)
         if not self._on_cpu:
             # Chosen without looking at the numbers, which would wait for the device.
-            vector_N = torch.where(after > 1e-6 * before, vector_N, self.random())
+            vector_N = torch.where(after > 1e-6 * before, vector_N, self._spare())
             vector_N = self._without_basis(vector_N / torch.linalg.vector_norm(vector_N))
         elif not float(after) > 1e-6 * float(before):
             vector_N = self._without_basis(self.random())
@@ -165,6 +166,12 @@ class Subspace:
         vector_N = self._without_basis(vector_N / after if self._on_cpu else vector_N)
         unit_N: Tensor = vector_N / torch.linalg.vector_norm(vector_N)
         return unit_N
+
+    def _spare(self) -> Tensor:
+        """A vector in place of one that is used up: sent to the device once, then turned round."""
+        if self._spare_N is None:
+            self._spare_N = self.random()
+        return self._spare_N.roll(self.size)
 
     def _without_basis(self, vector_N: Tensor) -> Tensor:
         basis_KN = self._basis_KN[: self.size]

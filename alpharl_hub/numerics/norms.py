@@ -22,8 +22,3 @@ def sum_of_squares(values: Tensor) -> Tensor:
     rest = torch.linalg.vector_norm(flat_P[whole:]).double()
     total: Tensor = norm_C.double().square().sum() + rest.square()
     return total
-
-
-def frobenius_squared(values: Tensor) -> float:
-    """Sum the squares of an fp32 tensor (any shape, contiguous); on a GPU this waits for it."""
-    return float(sum_of_squares(values))

@@ -26,7 +26,7 @@ from alpharl_hub.output.shards import ShardWriter
 from alpharl_hub.prediction.deltas import Origin, delta_of, dense_weights, require_finite
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
 from alpharl_hub.trajectory import LowRankRef, TensorRef, Trajectory
-from alpharl_hub.windows.buffers import take
+from alpharl_hub.windows.buffers import Room, take_delta
 from alpharl_hub.windows.plan import (
     BASE,
     COPIED,
@@ -36,6 +36,7 @@ from alpharl_hub.windows.plan import (
     ROUNDED_ON_DEVICE,
     START,
     Part,
+    Window,
 )
 from alpharl_hub.windows.reader import labels_by_position
 
@@ -139,7 +140,7 @@ class PartState:
         last_ES = sample_entries(self._weights(self.recipe.last_position))
         return sampled_direction(sample_entries(self.stored[BASE][0]), self._middle_ES, last_ES)
 
-    def predict(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Rounding | None]]:
+    def predict(self, dtype: torch.dtype, room: Room) -> Iterator[tuple[Tensor, Rounding | None]]:
         """Give for each aim the tensor to be written, and what was lost in rounding it."""
         if self.part.action in (COPIED, FROM_BASE):
             position = BASE if self.part.action == FROM_BASE else self.recipe.last_position
@@ -148,15 +149,16 @@ class PartState:
             return
         last = self._weights(self.recipe.last_position)
         for aim in self.recipe.aims:
-            yield self._predict_one(aim, last, dtype)
+            yield self._predict_one(aim, last, dtype, room)
 
     def _predict_one(
-        self, aim: Aim, last: Tensor, dtype: torch.dtype
+        self, aim: Aim, last: Tensor, dtype: torch.dtype, room: Room
     ) -> tuple[Tensor, Rounding | None]:
         if aim.response is None:
             return last.to(dtype).reshape(-1), None
         delta_hat, at_last = self.deltas_at(aim)
-        return self._add_up(delta_hat, at_last, last, dtype)
+        rounded_P = room.take(last.numel(), dtype)
+        return rounded_P, self._add_up(delta_hat, at_last, last, rounded_P)
 
     def deltas_at(self, aim: Aim) -> tuple[Mixture | LowRank, Mixture | LowRank | None]:
         """Return the update at an aim, and what of the last update it replaces (None: all)."""
@@ -187,11 +189,10 @@ class PartState:
         delta_hat: Mixture | LowRank,
         at_last: Mixture | LowRank | None,
         last: Tensor,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Rounding | None]:
+        rounded_P: Tensor,
+    ) -> Rounding | None:
         """Add the update to its anchor and round, a run of rows at a time: fp32 stays small."""
-        damping, base = self.recipe.damping, self.stored[BASE][0]
-        rounded_P = take(base.numel(), dtype, base.device)
+        damping, base, dtype = self.recipe.damping, self.stored[BASE][0], rounded_P.dtype
         rounder = Rounder(dtype, self.part.name, is_base_rounded=base.dtype == dtype)
         step = self._run_elements(base.device)
         buffer_4S = torch.empty(4, step, dtype=torch.float32, device=base.device)
@@ -207,7 +208,7 @@ class PartState:
             offset_P = None if at_last is None else other_P
             weights_P = combine(wide_P, anchor_P, delta_P, offset_P, damping)
             rounder.round(weights_P, wide_P, out_P, other_P)
-        return rounded_P, rounder.finish()
+        return rounder.finish()
 
     def _run_elements(self, device: torch.device) -> int:
         """Return how many entries are rounded at a time: whole rows, on a CPU within its cache."""
@@ -257,7 +258,7 @@ def observe_window(
     """Let the checkpoints of a window stream by; returns its parts, ready to predict."""
     states = [PartState(part, recipe, labels) for part in reads.window.parts]
     largest = max(part.num_elements for part in reads.window.parts)
-    scratch = take(largest, torch.float32, device)
+    scratch = take_delta(largest, device)
     for position, stored in reads.readings:
         for place, tensors in stored.items():
             states[place].see(position, tensors, scratch)
@@ -293,9 +294,15 @@ class WindowPredictor:
         states = observe_window(reads, self._recipe, self._labels, device)
         results: list[PartResult] = []
         outputs: list[tuple[TensorRef, Sequence[Tensor]]] = []
+        room = Room(self._output_bytes(reads.window), device)
         while states:
-            results.append(_finish(states.pop(0), outputs))
+            results.append(_finish(states.pop(0), room, outputs))
         return tuple(results), partial(self._write, outputs)
+
+    def _output_bytes(self, window: Window) -> int:
+        sizes = [part.output.num_bytes for part in window.parts if part.output is not None]
+        # 64 more for each: where one begins is rounded up.
+        return len(self._writers) * sum(size + 64 for size in sizes)
 
     def _write(self, outputs: Sequence[tuple[TensorRef, Sequence[Tensor]]]) -> None:
         for place, tensors in outputs:
@@ -306,16 +313,20 @@ class WindowPredictor:
                 writer.sync(filename)
 
 
-def _finish(state: PartState, outputs: list[tuple[TensorRef, Sequence[Tensor]]]) -> PartResult:
+def _finish(
+    state: PartState, room: Room, outputs: list[tuple[TensorRef, Sequence[Tensor]]]
+) -> PartResult:
     """Predict one part for every aim; what is to be written is added to `outputs`."""
     part = state.part
     assert part.output is not None
     dtype = TORCH_DTYPES.get(part.output.dtype, torch.uint8)
     tensors, roundings = [], []
-    for tensor, rounding in state.predict(dtype):
+    for tensor, rounding in state.predict(dtype, room):
         host = tensor.to("cpu").contiguous()
-        # A copy is a view of all that was read with it, which must not wait for the disk.
-        tensors.append(host.clone() if part.action in (COPIED, FROM_BASE) else host)
+        if part.action in (COPIED, FROM_BASE) and tensor.device.type == "cpu":
+            # A copy is a view of all that was read with it, which must not wait for the disk.
+            host = room.take(host.numel(), host.dtype).copy_(host.view(-1))
+        tensors.append(host)
         roundings.append(rounding)
     outputs.append((part.output, tensors))
     return state.result(roundings)

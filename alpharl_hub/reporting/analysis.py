@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from alpharl_hub.executors.local import WindowReads
@@ -14,7 +13,7 @@ from alpharl_hub.numerics.direction import DirectionSums, sample_entries, sample
 from alpharl_hub.numerics.factors import FactorBuilder, Factors, MatrixQuality, quality_of
 from alpharl_hub.prediction.deltas import delta_of, dense_weights, origin_of
 from alpharl_hub.trajectory import Trajectory
-from alpharl_hub.windows.buffers import take
+from alpharl_hub.windows.buffers import take_delta
 from alpharl_hub.windows.plan import BASE, START, Part
 from alpharl_hub.windows.reader import StoredTensors, labels_by_position
 
@@ -73,7 +72,7 @@ class WindowAnalyser:
         kept: dict[int, StoredTensors] = {}
         samples: dict[tuple[int, int], Tensor] = {}
         largest = max(part.num_elements for part in parts)
-        scratch = take(largest, torch.float32, device)
+        scratch = take_delta(largest, device)
         for position, stored in reads.readings:
             if position in (START, BASE):
                 kept[position] = dict(stored)

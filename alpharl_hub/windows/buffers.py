@@ -7,7 +7,6 @@ A page that the kernel hands out for the first time costs 2.5 us for 4 KB where 
 from __future__ import annotations
 
 import ctypes
-import math
 import mmap
 import threading
 import weakref
@@ -19,16 +18,17 @@ _ROUNDING_BYTES = 2 << 20
 _MIN_POOLED_BYTES = 4 << 20
 """Smaller memory is the allocator's own business."""
 
+_ALIGNMENT = 64
+
 
 class BufferPool:
     """Hands out memory (page-aligned, with what stood there before); safe between threads.
 
-    Args:
-        max_ratio: a block may be so many times larger than what is asked for.
+    A block may be larger than what is asked for: of each pool as many are in use at once whatever
+    their sizes, so that nothing has to be given back when a small one follows a large one.
     """
 
-    def __init__(self, max_ratio: float) -> None:
-        self._max_ratio = max_ratio
+    def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
         self._lock = threading.Lock()
 
@@ -45,15 +45,11 @@ class BufferPool:
         return torch.frombuffer(array, dtype=torch.uint8, count=num_bytes)
 
     def _fitting(self, num_bytes: int) -> mmap.mmap | None:
-        """Return the smallest free block that is neither too small nor far too large.
-
-        Without one the smaller ones go: what is held is not more than what was in use at once.
-        """
-        most = self._max_ratio * max(num_bytes, _ROUNDING_BYTES)
+        """Return the smallest free block that is large enough; without one all are let go."""
         with self._lock:
-            fitting = [b for b in self._free if num_bytes <= len(b) <= most]
+            fitting = [b for b in self._free if num_bytes <= len(b)]
             if not fitting:
-                self._free = [b for b in self._free if len(b) >= num_bytes]
+                self._free.clear()
                 return None
             best = min(fitting, key=len)
             self._free.remove(best)
@@ -75,15 +71,35 @@ def _map(num_bytes: int) -> mmap.mmap:
     return mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
-READINGS = BufferPool(math.inf)
-"""One for the process: what one window has read is room for the next, be it smaller or not."""
-
-_WORK = BufferPool(1.5)
-"""Deltas and outputs: of many sizes, so that a large block must not go to a small tensor."""
+READINGS, _DELTAS, _OUTPUTS = BufferPool(), BufferPool(), BufferPool()
+"""One of each for the process: what one window has read is room for the next."""
 
 
-def take(num_elements: int, dtype: torch.dtype, device: str | torch.device) -> Tensor:
-    """Return memory for so many entries, with whatever stood there; pooled on the CPU."""
+def take_delta(num_elements: int, device: str | torch.device) -> Tensor:
+    """Return memory for fp32 entries, with whatever stood there; pooled on the CPU."""
     if torch.device(device).type != "cpu":
-        return torch.empty(num_elements, dtype=dtype, device=device)
-    return _WORK.take(num_elements * dtype.itemsize).view(dtype)
+        return torch.empty(num_elements, dtype=torch.float32, device=device)
+    return _DELTAS.take(4 * num_elements).view(torch.float32)
+
+
+class Room:
+    """Memory for the outputs of one window, which all go at once; one pooled block on the CPU.
+
+    Args:
+        num_bytes: of all outputs together; what goes beyond it is memory of its own.
+    """
+
+    def __init__(self, num_bytes: int, device: str | torch.device) -> None:
+        self._device = torch.device(device)
+        self._left = torch.empty(0, dtype=torch.uint8)
+        if self._device.type == "cpu":
+            self._left = _OUTPUTS.take(num_bytes)
+
+    def take(self, num_elements: int, dtype: torch.dtype) -> Tensor:
+        """Return memory for so many entries, with whatever stood there."""
+        num_bytes = num_elements * dtype.itemsize
+        if num_bytes > len(self._left):
+            return torch.empty(num_elements, dtype=dtype, device=self._device)
+        found = self._left[:num_bytes].view(dtype)
+        self._left = self._left[-(-num_bytes // _ALIGNMENT) * _ALIGNMENT :]
+        return found

@@ -221,7 +221,7 @@ def stream(
     had too little memory for is done on the CPU, and noted in `reading.moved`.
     """
     found = _known(journal, result_type, key)
-    todo = [window for window in windows if window.index not in found]
+    todo = _in_turn([w for w in windows if w.index not in found], reading)
     _remember_moves(windows, found, reading.moved, journal, key)
     counter = _counter(todo, reading)
     moved: set[int] = set()
@@ -238,6 +238,18 @@ def stream(
             on_window(window)
         counter.add_finished(read_cost((window,))[0])
     return found
+
+
+def _in_turn(windows: Sequence[Window], reading: Reading) -> list[Window]:
+    """Put the largest windows of each shard first where there are several workers.
+
+    So they end together, and shards are still complete one after the other.
+    """
+    if reading.cluster is None and len(reading.devices) < 2:
+        return list(windows)
+    shards = list(dict.fromkeys(window.output_filename for window in windows))
+    costs = {window.index: read_cost((window,))[0] for window in windows}
+    return sorted(windows, key=lambda w: (shards.index(w.output_filename), -costs[w.index]))
 
 
 def _counter(todo: Sequence[Window], reading: Reading) -> WorkCounter:
