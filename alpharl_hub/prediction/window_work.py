@@ -38,7 +38,7 @@ from alpharl_hub.windows.plan import (
     Part,
     Window,
 )
-from alpharl_hub.windows.reader import labels_by_position
+from alpharl_hub.windows.reader import StoredTensors, labels_by_position
 
 RESIDUAL = "residual"
 """An anchor: the last checkpoint, of which only the part that the method models is replaced."""
@@ -260,9 +260,16 @@ def observe_window(
     largest = max(part.num_elements for part in reads.window.parts)
     scratch = take_delta(largest, device)
     for position, stored in reads.readings:
-        for place, tensors in stored.items():
-            states[place].see(position, tensors, scratch)
+        _show(states, position, stored, scratch)
+        del stored  # its memory is the next reading's
     return states
+
+
+def _show(
+    states: Sequence[PartState], position: int, stored: StoredTensors, scratch: Tensor
+) -> None:
+    for place, tensors in stored.items():
+        states[place].see(position, tensors, scratch)
 
 
 class WindowPredictor:

@@ -77,13 +77,15 @@ class WindowAnalyser:
             if position in (START, BASE):
                 kept[position] = dict(stored)
                 continue
-            for place, tensors in stored.items():
+            for place in stored:
                 part, origin = parts[place], origin_of(kept, place)
-                delta = delta_of(part, position, tensors, origin, scratch, self._labels)
+                delta = delta_of(part, position, stored[place], origin, scratch, self._labels)
                 builders[place].observe(delta)
                 if position in (self._middle, self._last):
-                    weights = dense_weights(part, position, tensors, origin)
+                    weights = dense_weights(part, position, stored[place], origin)
                     samples[position, place] = sample_entries(weights).clone()
+                    del weights
+            del stored  # its memory is the next reading's
         return self._finish(parts, builders, kept, samples)
 
     def _finish(
