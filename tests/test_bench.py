@@ -111,10 +111,10 @@ def test_truth_is_the_leading_triplet() -> None:
 def costs(*walls_s: float) -> list[Round]:
     """Rounds from the seconds of raw, extract, raw, predict, and a closing raw."""
     *inner, closing = walls_s
-    made = [Cost(wall, wall / 2, 1000) for wall in inner]
+    made = [Cost(wall, wall / 2, 1000, 0) for wall in inner]
     groups = [made[i : i + 4] for i in range(0, len(made), 4)]
     found = [Round((a, c), b, d) for a, b, c, d in groups]
-    end = Cost(closing, closing / 2, 1000)
+    end = Cost(closing, closing / 2, 1000, 0)
     return [*found, Round((end, end), found[-1].extract, found[-1].predict)]
 
 

@@ -22,6 +22,7 @@ from alpharl_hub.errors import AlphaRLError
 from alpharl_hub.version import __version__
 
 DEBUG_VARIABLE = "ALPHARL_DEBUG"
+_MAX_LINE_CHARS = 2000
 
 
 class AlphaRLGroup(click.Group):
@@ -35,9 +36,15 @@ class AlphaRLGroup(click.Group):
         except AlphaRLError as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise
-            raise click.ClickException(escape_text(" ".join(str(error).split()))) from error
+            raise click.ClickException(_one_line(error)) from error
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+def _one_line(error: AlphaRLError) -> str:
+    """Return what went wrong, safe to print; names that others chose may be long."""
+    line = escape_text(" ".join(str(error).split()))
+    return line if len(line) <= _MAX_LINE_CHARS else f"{line[:_MAX_LINE_CHARS]} ..."
 
 
 def _leave(number: int, _frame: object) -> None:

@@ -183,19 +183,22 @@ class LaneDelivery:
     def _is_uploaded(self, filename: str) -> bool:
         return self._key(filename) in self._journal.results
 
-    def open(self) -> None:
-        """Create what is not there yet.
+    def require_there(self) -> None:
+        """Make sure that an earlier start's shards are there, whose windows are not done again.
 
         Raises:
-            WriteError: it cannot be written, or what an earlier start wrote is gone.
+            WriteError: one is gone.
         """
-        if self._is_published:
-            return
         for filename in self.writer.missing() if self._has_windows else ():
             raise WriteError(
                 f"{self._result / filename}: gone, though parts of it are done; delete "
                 f"{self._journal.folder} to begin again"
             )
+
+    def open(self) -> None:
+        """Create what is not there yet."""
+        if self._is_published:
+            return
         self._result.mkdir(exist_ok=True, parents=True)
         self.writer.open()
 
@@ -266,6 +269,7 @@ class Delivery:
     def open(self) -> None:
         """Create what is not there yet, and finish shards that an earlier start had all of."""
         for lane in self._lanes:
+            lane.require_there()
             lane.open()
         for filename, count in self._missing.items():
             if count == 0:
