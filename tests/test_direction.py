@@ -17,6 +17,8 @@ from alpharl_hub.numerics.direction import (
     direction_sums,
     pool,
     safe_ratio,
+    sample_entries,
+    sampled_direction,
     smallest_entries,
     spacing,
     verdict,
@@ -219,3 +221,38 @@ def test_the_verdict_is_one_line_for_people(cosine, requested, words):
     line = verdict(Trust(cosine, 0.3, 0.02, 0.03, 1.0, safe_ratio(cosine)), requested)
     assert words in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize("shape", [(700, 1500), (3, 600, 700), (1, 262144 + 256)])
+def test_large_matrices_are_sampled_in_runs_from_everywhere(shape):
+    """256 runs of 1,024 entries, evenly spread over each matrix, as numpy's indexing has them."""
+    values = torch.arange(math.prod(shape), dtype=torch.int32).view(shape)
+    found = sample_entries(values)
+    matrices = values.numpy().reshape(shape[0] if len(shape) == 3 else 1, -1)
+    stride = matrices.shape[1] // 256
+    places = (np.arange(256)[:, None] * stride + np.arange(1024)).ravel()
+    assert np.array_equal(found.numpy(), matrices[:, places])
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (4, 300, 300), (1000,)])
+def test_what_is_not_large_is_read_whole(shape):
+    """Up to 262,144 entries of each matrix nothing is left out."""
+    values = torch.randn(shape)
+    rows = shape[0] if len(shape) == 3 else 1
+    assert torch.equal(sample_entries(values), values.reshape(rows, -1))
+
+
+def test_a_sample_reads_the_direction_of_the_whole():
+    """Of a large bf16 matrix the cosine is that of its fp32 originals, in float64, to 0.03."""
+    rng = np.random.default_rng(11)
+    base = (0.02 * rng.normal(size=(2, 1200, 1500))).astype(np.float32)
+    base = torch.from_numpy(base).bfloat16().float().numpy()
+    first, other = 1e-4 * rng.normal(size=(2, *base.shape))
+    second = 0.9 * first + np.sqrt(1 - 0.9**2) * other
+    middle, last = base + first, base + first + second
+    sides = [torch.from_numpy(side.astype(np.float32)).bfloat16() for side in (base, middle, last)]
+    sums = sampled_direction(*(sample_entries(side) for side in sides))
+    trust = pool([sums], STEPS, MIDDLE)
+    exact = (first * second).sum() / np.sqrt((first**2).sum() * (second**2).sum())
+    assert trust.cosine == pytest.approx(exact, abs=0.03)
+    assert sums.everything.num_entries == 2 * 262144
