@@ -53,7 +53,8 @@ def prepare(trajectory: Trajectory, options: ScopeOptions, *, stop_on_wrong_base
     if check.problem is not None:
         if stop_on_wrong_base and not options.force:
             raise TrajectoryError(f"{check.problem}; name the right --base, or --force to go on")
-        notices.insert(0, Notice("wrong_base", check.problem))
+        advice = "" if options.force else "; other commands refuse it without --force"
+        notices.insert(0, Notice("wrong_base", f"{check.problem}{advice}"))
     return Prepared(trajectory, scope, check, tuple(notices))
 
 

@@ -218,10 +218,10 @@ def test_log_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def on_a_terminal(*arguments: str | Path) -> str:
-    """Run a command with a terminal of 100 columns as stderr, and return what came there."""
+def on_a_terminal(size: tuple[int, int], *arguments: str | Path) -> str:
+    """Run a command with a terminal (rows, columns) as stderr, and return what came there."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "alpharl_hub", *map(str, arguments)],
         cwd=Path(alpharl_hub.__file__).parents[1],
@@ -240,11 +240,15 @@ def on_a_terminal(*arguments: str | Path) -> str:
     return shown.decode("ascii")
 
 
-def test_bar_on_a_terminal(tmp_path: Path) -> None:
-    """The bar is plain ASCII, never falls, never says 100 %, and is gone at the end."""
+@pytest.mark.parametrize("size", [(24, 100), (0, 0)])
+def test_bar_on_a_terminal(tmp_path: Path, size: tuple[int, int]) -> None:
+    """The bar is plain ASCII, never falls, never says 100 %, and is gone at the end.
+
+    Also where the terminal does not tell its size.
+    """
     run = write_run(tmp_path, STEPS, blocks, dtype=torch.bfloat16)
     more = ("--method", "alpharl", "--target-step", "60", "-o", str(tmp_path / "out"))
-    shown = on_a_terminal("predict", *run.arguments(*more))
+    shown = on_a_terminal(size, "predict", *run.arguments(*more))
     assert (tmp_path / "out" / "model.safetensors").exists()
     percents = [int(found) for found in re.findall(r"\((\d+) %\)", shown)]
     assert percents == sorted(percents)

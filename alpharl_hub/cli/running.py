@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -64,7 +65,17 @@ class Progress:
     def _show_bar(self, words: str) -> None:
         if self._bar is None:
             form = "|{bar:20}| {desc}"
-            self._bar = tqdm(desc=words, bar_format=form, ascii=True, leave=False, miniters=0)
+            # A terminal that does not tell its size (0 under `script`) would be shown nothing.
+            columns, lines = shutil.get_terminal_size()
+            self._bar = tqdm(
+                desc=words,
+                bar_format=form,
+                ascii=True,
+                leave=False,
+                miniters=0,
+                ncols=columns,
+                nrows=lines,
+            )
         self._bar.set_description_str(words, refresh=False)
         self._bar.total = self._pace.total_bytes
         if self._pace.done_bytes < self._bar.n:

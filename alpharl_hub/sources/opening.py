@@ -170,7 +170,9 @@ def _verify(request: RunRequest, contents: Sequence[CheckpointContents]) -> tupl
     found = verify_weights(contents, on_progress=request.on_verified, stop=request.stop)
     text = f"{found.num_files} weight files ({found.num_bytes / 1e9:.3g} GB) are what the Hub has"
     if found.unknown:
-        text += f"; {len(found.unknown)} could not be compared, such as {found.unknown[0]}"
+        count, first = len(found.unknown), found.unknown[0]
+        nothing = f"{count} weight files could not be compared, such as {first}: no Hub has digests"
+        text = f"{text}; {nothing}" if found.num_files else f"--verify: {nothing}"
     return (Notice("verified", text),)
 
 
