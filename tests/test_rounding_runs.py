@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from trajectories import Run, as_float64, curved_run, digest, load_model, predict, write_run
 
+from alpharl_hub.methods.correction import Rounder
 from alpharl_hub.prediction import window_work
+from alpharl_hub.windows import plan
 
 STEPS = (10, 20, 30, 40)
 METHODS = ("alpharl", "linear", "ols", "relex")
@@ -44,6 +47,40 @@ def test_short_runs_of_entries_give_the_same_bytes(
     monkeypatch.setattr(window_work, "ROUNDED_ELEMENTS", 1)
     predict(run, tmp_path / "rows", *words)
     assert digest(tmp_path / "rows") == digest(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", ["linear", "ols", "relex", "average"])
+def test_cut_matrices_give_the_same_bytes_in_short_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A part of a matrix is a run of entries of any length: it too is rounded a little at a time.
+
+    What is computed at once is then as small as it was planned, and the names are the matrices'.
+    """
+    target = () if method == "average" else ("--target-step", "70")
+    words = ("--method", method, *target, "--force")
+    predict(run, tmp_path / "whole", *words)
+    lengths: list[int] = []
+
+    class Watched(Rounder):
+        def round(
+            self, weights_P: Tensor, base_P: Tensor, rounded_P: Tensor, other_P: Tensor
+        ) -> None:
+            lengths.append(rounded_P.numel())
+            super().round(weights_P, base_P, rounded_P, other_P)
+
+    columns = max(t.shape[-1] for t in load_model(run.base).values() if t.dim() > 1)
+    monkeypatch.setattr(window_work, "Rounder", Watched)
+    monkeypatch.setattr(window_work, "ROUNDED_ELEMENTS", columns)
+    monkeypatch.setattr(plan, "WINDOW_BYTES", 16 * columns)
+    predict(run, tmp_path / "cut", *words)
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+    assert 0 < max(lengths) <= columns
+    names = [
+        [record["name"] for record in json.loads((folder / "alpharl.json").read_text())["tensors"]]
+        for folder in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    assert names[0] == names[1]
 
 
 def test_unchanged_entries_are_counted_as_stored(run: Run, tmp_path: Path) -> None:

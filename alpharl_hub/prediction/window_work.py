@@ -213,7 +213,7 @@ class PartState:
     def _run_elements(self, device: torch.device) -> int:
         """Return how many entries are rounded at a time: whole rows, on a CPU within its cache."""
         most = ROUNDED_ELEMENTS if device.type == "cpu" else ROUNDED_ON_DEVICE
-        columns = max(1, self.part.shape[-1] if self.part.shape else 1)
+        columns = max(1, self.part.shape[-1]) if len(self.part.shape) > 1 else 1
         return columns * max(1, min(most, self.part.num_elements) // columns)
 
     def predictor(self) -> Predictor:

@@ -38,11 +38,6 @@ def open_recorded(
     return tuple(_open(record, client, find_local) for record in records)
 
 
-def all_records(run: RunRecord) -> tuple[CheckpointRecord, ...]:
-    """Return the base's record, then those of the history."""
-    return (run.base, *run.checkpoints)
-
-
 def _open(
     record: CheckpointRecord, client: Callable[[], HubClient], find_local: FindLocal
 ) -> CheckpointContents:
