@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 from alpharl_hub.errors import ManifestError
-from alpharl_hub.manifest import CheckpointRecord, RunRecord
+from alpharl_hub.manifest import CheckpointRecord
 from alpharl_hub.sources.contents import open_contents
 from alpharl_hub.sources.hub import HubFolder
 from alpharl_hub.sources.hub_client import HubClient
