@@ -30,7 +30,7 @@ from alpharl_hub.preparation import ScopeOptions, prepare, run_record
 from alpharl_hub.reporting.comparison import CompareRequest, compare, open_models
 from alpharl_hub.reporting.extraction import extract
 from alpharl_hub.reporting.inspection import make_inspection
-from alpharl_hub.reporting.report import report, report_factors
+from alpharl_hub.reporting.report import ReportRequest, report, report_factors
 from alpharl_hub.results import Comparison, Extraction, Inspection, Prediction, SpectralReport
 from alpharl_hub.sources.opening import RunRequest, open_trajectory
 from alpharl_hub.sweeping.from_run import SweepRequest, sweep
@@ -74,7 +74,11 @@ def inspect_run(
 
 
 def report_run(
-    request: RunRequest, scope: ScopeOptions, quick: bool, compute: Compute, hooks: Hooks
+    request: RunRequest,
+    scope: ScopeOptions,
+    report_request: ReportRequest,
+    compute: Compute,
+    hooks: Hooks,
 ) -> SpectralReport:
     """Describe the spectrum of a run, or of a folder of extracted factors.
 
@@ -83,9 +87,9 @@ def report_run(
     """
     if is_factor_folder(request.run):
         folder = Path(request.run).expanduser()
-        return report_factors(folder, read_folder_manifest(folder))
+        return report_factors(folder, read_folder_manifest(folder), report_request)
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
-    return report(prepared, quick, compute, hooks)
+    return report(prepared, report_request, compute, hooks)
 
 
 def extract_run(

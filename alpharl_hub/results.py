@@ -84,7 +84,8 @@ class ModuleSpectrum:
     """One matrix over all steps; the tuples are in the order of steps.
 
     `drift`: angle in degrees between v_t and v_T, None for a zero delta. `q2_*` are leave-one-out;
-    `r2_step_in_sample` is not, and decides nothing.
+    `r2_step_in_sample` is not, and decides nothing. `singular_values`: the largest of the last
+    step, as many as were asked for, falling. `stable_rank`: |D|_F^2 / sigma_1^2 there.
     """
 
     name: str
@@ -96,6 +97,35 @@ class ModuleSpectrum:
     q2_step: float | None
     q2_score: float | None
     r2_step_in_sample: float | None
+    singular_values: tuple[float, ...]
+    stable_rank: float | None
+
+
+@dataclass(frozen=True)
+class RunPath:
+    """Where the run went, in the plane that holds most of it: a point per step, the base at (0, 0).
+
+    It is that of the matrices' rank-1 parts together. `shares`: how much of their summed squared
+    lengths lies along each of the two axes.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    shares: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """The scores of the checkpoints, and their least-squares line on the step.
+
+    `slope` (per step), `intercept` and `r2_in_sample` are None where no line can be drawn: fewer
+    than two steps, or equal scores (then only r2 is).
+    """
+
+    name: str
+    scores: tuple[float, ...]
+    slope: float | None
+    intercept: float | None
+    r2_in_sample: float | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +152,8 @@ class SpectralReport:
     score_name: str | None
     modules: tuple[ModuleSpectrum, ...]
     summary: ReportSummary
+    path: RunPath | None
+    score_line: ScoreLine | None
     warnings: tuple[Notice, ...]
 
 

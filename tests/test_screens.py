@@ -102,6 +102,8 @@ def spectrum(
         q2_step=q2_step,
         q2_score=None if q2_step is None else 0.8,
         r2_step_in_sample=0.99,
+        singular_values=(sigma,),
+        stable_rank=1 / share if share else None,
     )
 
 
@@ -131,6 +133,8 @@ def report_of(
             r2_step_in_sample=0.991,
             trust=trust,
         ),
+        path=None,
+        score_line=None,
         warnings=tuple(warnings),
     )
 

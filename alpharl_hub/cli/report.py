@@ -30,12 +30,13 @@ def report(run: str, quick: bool, as_json: bool, **options: Any) -> None:
     alpharl-hub report ./factors
     """
     from alpharl_hub.pipeline import report_run
+    from alpharl_hub.reporting.report import ReportRequest
 
     with running(options) as session:
         answer = report_run(
             run_request(run, options, session),
             scope_options(options),
-            quick,
+            ReportRequest(quick),
             compute_request(options),
             session.hooks(),
         )

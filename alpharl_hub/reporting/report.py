@@ -6,16 +6,27 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import StatisticsError, correlation, linear_regression, median
 
+from torch import Tensor
+
+from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.manifest import Manifest, Notice, TrustRecord
 from alpharl_hub.numerics.factors import Factors, quality_of
+from alpharl_hub.numerics.path import plane_path, rank1_products
 from alpharl_hub.output.factor_files import FactorFolder
 from alpharl_hub.prediction.records import pool_trust, share_notice, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
 from alpharl_hub.reporting.sample import quick_sample
-from alpharl_hub.results import SCHEMA, ModuleSpectrum, ReportSummary, SpectralReport
+from alpharl_hub.results import (
+    SCHEMA,
+    ModuleSpectrum,
+    ReportSummary,
+    RunPath,
+    ScoreLine,
+    SpectralReport,
+)
 from alpharl_hub.scope import count_matrices
 from alpharl_hub.windows.devices import choose_devices, fit_workers
 from alpharl_hub.windows.plan import plan_analysis
@@ -31,7 +42,25 @@ class Clockwork:
     score_name: str | None
 
 
-def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> SpectralReport:
+@dataclass(frozen=True)
+class ReportRequest:
+    """How much is read (`quick`: a sample), and how many singular values of each matrix."""
+
+    quick: bool = False
+    num_singular_values: int = 1
+
+
+@dataclass(frozen=True)
+class Described:
+    """One matrix, and the inner products of its rank-1 parts at all pairs of steps."""
+
+    spectrum: ModuleSpectrum
+    products_TT: Tensor
+
+
+def report(
+    prepared: Prepared, request: ReportRequest, compute: Compute, hooks: Hooks
+) -> SpectralReport:
     """Read every matrix at every step once (or a sample of them), and describe it.
 
     Raises:
@@ -39,7 +68,7 @@ def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> S
         SourceError, FitError: something cannot be read, or holds NaN.
     """
     num_matrices = count_matrices(prepared.scope.matrices)
-    prepared = quick_sample(prepared) if quick else prepared
+    prepared = quick_sample(prepared) if request.quick else prepared
     trajectory = prepared.trajectory
     clockwork = Clockwork(
         trajectory.steps_T,
@@ -47,7 +76,7 @@ def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> S
         trajectory.scores.name if trajectory.scores else None,
     )
     windows = plan_analysis(prepared.scope.matrices)
-    found: dict[str, ModuleSpectrum] = {}
+    found: dict[str, Described] = {}
     lock = threading.Lock()
 
     def keep(factors: Mapping[str, Factors]) -> None:
@@ -57,24 +86,32 @@ def report(prepared: Prepared, quick: bool, compute: Compute, hooks: Hooks) -> S
 
     middle = nearest_middle(trajectory.steps_T)
     workers = fit_workers(windows, choose_devices(compute.devices), 0, 0, compute.memory_bytes)
-    work = WindowAnalyser(trajectory, prepared.scores_T, 1, middle, keep)
+    rank = request.num_singular_values
+    work = WindowAnalyser(trajectory, prepared.scores_T, rank, middle, keep)
     reading = Reading(workers.devices, hooks)
     results = stream(trajectory, windows, work, reading, MatrixResult)
     sums = [result.direction for i in sorted(results) for result in results[i]]
     trust = trust_record(
         pool_trust(sums, trajectory.steps_T, middle), trajectory.steps_T[middle], None
     )
-    modules = tuple(found[part.name] for window in windows for part in window.parts)
+    described = [found[part.name] for window in windows for part in window.parts]
     notices = (*prepared.notices, *reading.moved.notices)
-    return make_report(modules, clockwork, num_matrices, trust, notices)
+    return make_report(described, clockwork, num_matrices, trust, notices)
 
 
-def report_factors(folder: Path, manifest: Manifest) -> SpectralReport:
+def report_factors(folder: Path, manifest: Manifest, request: ReportRequest) -> SpectralReport:
     """Describe an extract folder; nothing else is read.
 
     Raises:
         SourceError, ManifestError: the folder lacks something.
+        TrajectoryError: it holds fewer triplets than singular values are asked for.
     """
+    rank, asked = manifest.rank or 1, request.num_singular_values
+    if asked > rank:
+        raise TrajectoryError(
+            f"{folder}: {asked} singular values are asked for and {rank} were kept; extract again "
+            f"with --rank {asked}, or ask for {rank}"
+        )
     records = manifest.run.checkpoints
     scores = [record.score for record in records if record.score is not None]
     clockwork = Clockwork(
@@ -83,34 +120,44 @@ def report_factors(folder: Path, manifest: Manifest) -> SpectralReport:
         manifest.run.score_name,
     )
     factors = FactorFolder(folder, len(records))
-    modules = tuple(describe(name, factors.read(name), clockwork) for name in factors.names())
-    return make_report(modules, clockwork, len(modules), manifest.trust, manifest.warnings)
+    described = [
+        describe(name, factors.read(name).truncate(asked), clockwork) for name in factors.names()
+    ]
+    return make_report(described, clockwork, len(described), manifest.trust, manifest.warnings)
 
 
-def describe(name: str, factors: Factors, clockwork: Clockwork) -> ModuleSpectrum:
+def describe(name: str, factors: Factors, clockwork: Clockwork) -> Described:
     """Describe one matrix by its first triplets."""
     quality = quality_of(factors, clockwork.steps_T, clockwork.scores_T)
-    return ModuleSpectrum(
+    first = factors.truncate(1)
+    share = first.rank1_share_T[-1]
+    shape = (factors.u_TRM.shape[-1], factors.v_TRN.shape[-1])
+    spectrum = ModuleSpectrum(
         name=name,
-        shape=(factors.u_TRM.shape[-1], factors.v_TRN.shape[-1]),
-        sigma=tuple(factors.sigma_TR[:, 0].tolist()),
+        shape=shape,
+        sigma=tuple(first.sigma_TR[:, 0].tolist()),
         frobenius=tuple(factors.frobenius_T.tolist()),
-        rank1_share=factors.rank1_share_T,
+        rank1_share=first.rank1_share_T,
         drift=factors.drift_T,
         q2_step=quality.q2_step,
         q2_score=quality.q2_score,
         r2_step_in_sample=quality.r2_step_in_sample,
+        # A matrix has no more of them than its shorter side, whatever was asked for.
+        singular_values=tuple(sorted(factors.sigma_TR[-1].tolist(), reverse=True)[: min(shape)]),
+        stable_rank=1 / share if share else None,
     )
+    return Described(spectrum, rank1_products(first))
 
 
 def make_report(
-    modules: tuple[ModuleSpectrum, ...],
+    described: Sequence[Described],
     clockwork: Clockwork,
     num_matrices_in_run: int,
     trust: TrustRecord | None,
     notices: Sequence[Notice],
 ) -> SpectralReport:
     """Sum matrices up into a report."""
+    modules = tuple(one.spectrum for one in described)
     shares = [module.rank1_share[-1] for module in modules]
     summary = ReportSummary(
         num_matrices=len(modules),
@@ -129,8 +176,36 @@ def make_report(
         score_name=clockwork.score_name,
         modules=modules,
         summary=summary,
+        path=_path(described),
+        score_line=_score_line(clockwork),
         warnings=(*notices, *share_notice(shares)),
     )
+
+
+def _path(described: Sequence[Described]) -> RunPath | None:
+    if not described:
+        return None
+    # In the order of the report: whichever worker was first, the sum is the same to the bit.
+    total_TT = described[0].products_TT.clone()
+    for one in described[1:]:
+        total_TT += one.products_TT
+    path = plane_path(total_TT)
+    return RunPath(path.points_T2, path.shares) if path else None
+
+
+def _score_line(clockwork: Clockwork) -> ScoreLine | None:
+    if clockwork.scores_T is None:
+        return None
+    name = clockwork.score_name or "score"
+    steps_T, scores_T = [float(step) for step in clockwork.steps_T], clockwork.scores_T
+    if len(set(steps_T)) < 2:
+        return ScoreLine(name, scores_T, None, None, None)
+    slope, intercept = linear_regression(steps_T, scores_T)
+    try:
+        r2 = correlation(steps_T, scores_T) ** 2
+    except StatisticsError:  # equal scores correlate with nothing
+        r2 = None
+    return ScoreLine(name, scores_T, slope, intercept, r2)
 
 
 def _median(values: Sequence[float | None]) -> float | None:

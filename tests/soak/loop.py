@@ -28,6 +28,7 @@ from alpharl_hub.prediction.delivery import Destination, PushRequest
 from alpharl_hub.prediction.setting import PredictOptions
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import ScopeOptions
+from alpharl_hub.reporting.report import ReportRequest
 from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions, push_folder
 from alpharl_hub.sources.opening import RunRequest
 from alpharl_hub.windows.streaming import Compute, Hooks
@@ -74,7 +75,7 @@ class Loop:
         return _digest_of(inspect_run(self._request, SCOPE, _options(TARGET_STEP), COMPUTE))
 
     def _report(self) -> str:
-        return _digest_of(report_run(self._request, SCOPE, False, COMPUTE, Hooks()))
+        return _digest_of(report_run(self._request, SCOPE, ReportRequest(), COMPUTE, Hooks()))
 
     def _extract(self) -> str:
         output = FolderRequest(self._folder / "factors", True, None)
