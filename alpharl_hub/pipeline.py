@@ -26,10 +26,10 @@ from alpharl_hub.prediction.subjects import (
     trajectory_subject,
 )
 from alpharl_hub.prediction.targets import TargetOptions
-from alpharl_hub.preparation import ScopeOptions, prepare, run_record
+from alpharl_hub.preparation import Prepared, ScopeOptions, prepare, run_record
 from alpharl_hub.reporting.comparison import CompareRequest, compare, open_models
 from alpharl_hub.reporting.extraction import extract
-from alpharl_hub.reporting.inspection import make_inspection
+from alpharl_hub.reporting.inspection import cost_of_counts, make_inspection
 from alpharl_hub.reporting.report import ReportRequest, report, report_factors
 from alpharl_hub.results import Comparison, Extraction, Inspection, Prediction, SpectralReport
 from alpharl_hub.sources.opening import RunRequest, open_trajectory
@@ -58,10 +58,13 @@ def inspect_run(
     if not options.target.is_given and options.method != "average":
         last = prepared.trajectory.steps_T[-1]
         options = replace(options, target=TargetOptions((_INSPECTED_RATIO * last,)))
-    subject = trajectory_subject(prepared, scope)
-    setting = plan_subject(
-        subject, planned_for(subject, options), memory_bytes=compute.memory_bytes
-    )
+
+    def plan_with(some: Prepared) -> Setting:
+        subject = trajectory_subject(some, scope)
+        settled = planned_for(subject, options)
+        return plan_subject(subject, settled, memory_bytes=compute.memory_bytes)
+
+    setting = plan_with(prepared)
     plan = setting.plan
     workers = fit_workers(
         (*plan.survey, *plan.windows),
@@ -70,7 +73,8 @@ def inspect_run(
         len(setting.target.goals),
         compute.memory_bytes,
     )
-    return make_inspection(prepared, plan, workers)
+    other_counts = cost_of_counts(prepared, plan, lambda some: plan_with(some).plan)
+    return make_inspection(prepared, plan, workers, other_counts)
 
 
 def report_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alpharl_hub.base_check import BaseCheck, sample_base
@@ -56,6 +56,20 @@ def prepare(trajectory: Trajectory, options: ScopeOptions, *, stop_on_wrong_base
         advice = "" if options.force else "; other commands refuse it without --force"
         notices.insert(0, Notice("wrong_base", f"{check.problem}{advice}"))
     return Prepared(trajectory, scope, check, tuple(notices))
+
+
+def at_positions(prepared: Prepared, places: Sequence[int]) -> Prepared:
+    """Leave out all checkpoints of the history but those at some positions."""
+    history = tuple(prepared.trajectory.history[place] for place in places)
+    tensors = tuple(
+        replace(t, history=None if t.history is None else tuple(t.history[i] for i in places))
+        for t in prepared.scope.tensors
+    )
+    return replace(
+        prepared,
+        trajectory=replace(prepared.trajectory, history=history),
+        scope=replace(prepared.scope, tensors=tensors),
+    )
 
 
 def nearest_middle(steps_T: Sequence[int]) -> int:

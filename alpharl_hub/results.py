@@ -53,19 +53,39 @@ class ExcludedTensor:
 
 
 @dataclass(frozen=True)
+class CountCost:
+    """About what reading another number of checkpoints would cost."""
+
+    num_checkpoints: int
+    read_bytes: int
+
+
+@dataclass(frozen=True)
 class PlanCost:
-    """What predict would cost; `output_bytes` is also the disk space that it needs."""
+    """What predict would cost; `output_bytes` is also the disk space that it needs.
+
+    `other_counts` is empty where the cost does not depend on the number of checkpoints.
+    """
 
     readings: int
     read_bytes: int
     requests: int
     peak_memory_bytes: int
     output_bytes: int
+    other_counts: tuple[CountCost, ...]
+
+
+@dataclass(frozen=True)
+class MeasuredRate:
+    """How fast bytes of the last checkpoint came, over one connection; `num_bytes` were timed."""
+
+    bytes_per_s: float
+    num_bytes: int
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The answer of `inspect`."""
+    """The answer of `inspect`; `rate` is None where too little is to be read to measure one."""
 
     schema: int
     layout: str
@@ -76,6 +96,7 @@ class Inspection:
     scope: tuple[ScopeGroup, ...]
     excluded: tuple[ExcludedTensor, ...]
     plan: PlanCost
+    rate: MeasuredRate | None
     warnings: tuple[Notice, ...]
 
 

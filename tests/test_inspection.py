@@ -28,6 +28,8 @@ from trajectories import (
     write_run,
 )
 
+from tests.bench.models import SEVEN_B_PAIR, sparse_run
+
 STEPS = (4, 10, 24, 31, 40)
 TARGET = ("--target-step", "80")
 
@@ -156,6 +158,41 @@ def test_plan_counts_the_bytes_of_the_files(run: Run, tmp_path: Path, name: str)
 def test_inspection_needs_no_target(run: Run) -> None:
     """Without a target the same plan is shown: what a prediction costs does not depend on it."""
     assert inspect(run)["plan"] == inspect(run, *TARGET)["plan"]
+
+
+MANY_STEPS = tuple(range(10, 160, 10))
+
+
+@pytest.mark.parametrize("method", ["alpharl", "relex", "ols"])
+def test_costs_of_other_counts_are_those_of_plans_with_so_many(tmp_path: Path, method: str) -> None:
+    """What six, twelve or all of fifteen checkpoints cost is what their own plans say, to 2 %."""
+    run = write_run(tmp_path, MANY_STEPS, curved_run(MANY_STEPS))
+    asked = ("--target-step", "300", "--method", method)
+    told = inspect(run, *asked)["plan"]["other_counts"]
+    assert [one["num_checkpoints"] for one in told] == [6, 15]
+    for one in told:
+        steps = ",".join(map(str, MANY_STEPS[: one["num_checkpoints"]]))
+        plan = inspect(run, *asked, "--steps", steps)["plan"]
+        assert one["read_bytes"] == pytest.approx(plan["read_bytes"], rel=0.02)
+
+
+def test_where_the_count_costs_nothing_none_is_told(tmp_path: Path) -> None:
+    """A line through base and last checkpoint reads no others, however many there are."""
+    run = write_run(tmp_path, MANY_STEPS, curved_run(MANY_STEPS))
+    assert inspect(run, *TARGET, "--method", "linear")["plan"]["other_counts"] == []
+
+
+def test_the_rate_is_measured_where_much_is_to_be_read(tmp_path: Path) -> None:
+    """Of a run of 2 GB nine megabytes are timed; of a small one none."""
+    folders = sparse_run(tmp_path, SEVEN_B_PAIR, (10, 20, 30))
+    run = Run(folders.run, folders.base, (10, 20, 30))
+    options = ("--force", "--keep-repeats")
+    num_read = bytes_read_by("inspect", *run.arguments("--json", *options))
+    found = inspect(run, *options)
+    assert found["plan"]["read_bytes"] > 1e9
+    assert found["rate"]["num_bytes"] == 8_000_000
+    assert found["rate"]["bytes_per_s"] > 1e6
+    assert 9e6 < num_read < 9e6 + 4e6
 
 
 def test_memory_limit_takes_fewer_workers(run: Run) -> None:

@@ -26,9 +26,9 @@ from alpharl_hub.manifest import Notice
 from alpharl_hub.results import BaseAnswer, ExcludedTensor, Inspection, ListedCheckpoint, ScopeGroup
 
 RATE_BYTES_PER_S = 100_000_000
-"""What the time is given at; said on the screen."""
+"""What the time is given at where no rate was measured; said on the screen."""
 
-_MAX_ROWS = 16
+_MAX_ROWS = 6
 _MAX_STEP_RANGES = 6
 _MAX_FOLDED_NAMES = 4
 _CHOSEN_BY = {
@@ -244,17 +244,31 @@ def _revision(checkpoint: ListedCheckpoint) -> str | None:
     return revision[:12] if revision is not None and revision == checkpoint.commit else revision
 
 
+def _other_costs(inspection: Inspection, bytes_per_s: float) -> str:
+    """Say what other numbers of checkpoints would cost, all of them included."""
+    words = []
+    for cost in inspection.plan.other_counts:
+        is_all = cost.num_checkpoints == len(inspection.checkpoints)
+        name = f"all {cost.num_checkpoints}" if is_all else str(cost.num_checkpoints)
+        duration = human_duration(cost.read_bytes / bytes_per_s)
+        words.append(f"{name}: {human_bytes(cost.read_bytes)}, {duration}")
+    return f"with {'; with '.join(words)} (--steps, --until)"
+
+
 def _print_plan(inspection: Inspection, console: Console) -> None:
-    plan = inspection.plan
+    plan, rate = inspection.plan, inspection.rate
     print_heading(console, "What predict would cost")
-    readings = "1 reading" if plan.readings == 1 else f"{plan.readings} readings"
-    duration = human_duration(plan.read_bytes / RATE_BYTES_PER_S)
+    readings = "" if plan.readings == 1 else f", {plan.readings} readings"
+    bytes_per_s = round(rate.bytes_per_s) if rate else RATE_BYTES_PER_S
+    at = f"{human_bytes(bytes_per_s)}/s" + (", measured just now on one connection" if rate else "")
     print_labelled(
         console,
         "reads",
-        f"{human_bytes(plan.read_bytes)} in {human_count(plan.requests)} requests ({readings}); "
-        f"{duration} at {human_bytes(RATE_BYTES_PER_S)}/s",
+        f"{human_bytes(plan.read_bytes)} in {human_count(plan.requests)} requests{readings}: "
+        f"{human_duration(plan.read_bytes / bytes_per_s)} at {at}",
     )
+    if plan.other_counts:
+        print_labelled(console, "instead", _other_costs(inspection, bytes_per_s))
     print_labelled(console, "memory", f"{human_bytes(plan.peak_memory_bytes)} at most")
     print_labelled(
         console,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from alpharl_hub.cli.options import split_list
+from alpharl_hub.cli.options import NumBytes, split_list
 from alpharl_hub.cli.running import Session, tell_wait
 from alpharl_hub.cli.terminal import escape_text, human_bytes
 from alpharl_hub.methods import AUTO, METHODS
@@ -297,6 +297,8 @@ def _given_words(options: Mapping[str, Any]) -> list[str]:
             words += [word for item in given for word in (flag, item)]
         elif isinstance(value, tuple):
             words += [flag, ",".join(f"{step:g}" for step in value)]
+        elif isinstance(param.type, NumBytes):
+            words += [flag, NumBytes.text(value)]
         else:
             words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
     return words

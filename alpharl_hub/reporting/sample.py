@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from alpharl_hub.module_names import layer_and_group
-from alpharl_hub.preparation import Prepared
+from alpharl_hub.preparation import Prepared, at_positions
 from alpharl_hub.scope import Scope, ScopedTensor
 from alpharl_hub.sources.selection import spread_evenly
 
@@ -27,21 +27,11 @@ def quick_sample(prepared: Prepared) -> Prepared:
     most_bytes = max(MIN_BYTES, MAX_SHARE * sum(map(_read_bytes, matrices)))
     if sum(map(_read_bytes, matrices)) <= most_bytes:
         return prepared
-    trajectory = prepared.trajectory
-    steps_T = trajectory.steps_T
+    steps_T = prepared.trajectory.steps_T
     places = [steps_T.index(step) for step in spread_evenly(steps_T, NUM_CHECKPOINTS)]
-    history = tuple(trajectory.history[place] for place in places)
-    chosen = _affordable([_narrowed(tensor, places) for tensor in matrices], most_bytes)
-    return replace(
-        prepared,
-        trajectory=replace(trajectory, history=history),
-        scope=Scope(chosen, prepared.scope.notices),
-    )
-
-
-def _narrowed(tensor: ScopedTensor, places: Sequence[int]) -> ScopedTensor:
-    assert tensor.history is not None, "a matrix in scope has a history"
-    return replace(tensor, history=tuple(tensor.history[place] for place in places))
+    narrowed = at_positions(prepared, places)
+    chosen = _affordable(narrowed.scope.matrices, most_bytes)
+    return replace(narrowed, scope=Scope(chosen, prepared.scope.notices))
 
 
 def _affordable(tensors: Sequence[ScopedTensor], most_bytes: float) -> tuple[ScopedTensor, ...]:
