@@ -471,7 +471,7 @@ CASES = {
     ),
     "memory too small": Case(
         "./run --base ./base --memory 1MB",
-        ("--memory 1000000",),
+        ("--memory 1MB",),
         only=("inspect", "predict"),
     ),
     "no such device": Case(

@@ -30,6 +30,14 @@ class NumBytes(click.ParamType):  # type: ignore[type-arg]  # generic only in ne
             self.fail(f"{value!r} is no size; write for example 2GB or 512MiB", param, context)
         return int(float(match[1]) * _UNITS[(match[2] or "").upper()])
 
+    @staticmethod
+    def text(num_bytes: int) -> str:
+        """Write a size as it is typed, in the largest unit that divides it."""
+        units = ((unit.replace("I", "i"), size) for unit, size in _UNITS.items())
+        by_size = sorted(units, key=lambda unit: -unit[1])
+        unit, size = next((u, size) for u, size in by_size if num_bytes % size == 0)
+        return f"{num_bytes // size}{unit}B" if unit else str(num_bytes)
+
 
 class StepAt(click.ParamType):  # type: ignore[type-arg]
     """REVISION=STEP of --at."""
