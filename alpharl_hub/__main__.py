@@ -1,5 +1,33 @@
-"""`python -m alpharl_hub` is `alpharl-hub`."""
+"""`alpharl-hub` and `python -m alpharl_hub`, which hear signals before anything is imported."""
 
-from alpharl_hub.cli import main
+from __future__ import annotations
 
-main(prog_name="alpharl-hub")
+import os
+import signal
+from contextlib import suppress
+
+
+def main() -> None:
+    """Run the command line."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from alpharl_hub.cli import main as command_line
+    from alpharl_hub.cli.terminal import escape_words_of_libraries
+
+    escape_words_of_libraries()
+    command_line(prog_name="alpharl-hub")
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End at once: until a command listens to signals itself, only imports are going on.
+
+    An exception would not do. Imported in the wrong moment a package takes it for its own failure
+    and goes on without a part of itself (seen with numpy, which torch can do without).
+    """
+    with suppress(OSError):  # nobody may listen any more, and that must not keep us from ending
+        os.write(2, b"stopped\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

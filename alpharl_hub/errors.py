@@ -8,6 +8,7 @@ AlphaRLError                 shown as one line, exit status 1
   ScoreError                 the scores are missing, flat or do not match the checkpoints
   FitError                   the method has no answer (too few checkpoints, bad target, NaN)
   ManifestError              an alpharl.json that this version cannot use
+  CardError                  a card's template, or a score for it, that cannot be used
   ResourceError              not enough memory or disk for what was asked
   WriteError                 an output cannot be written, or belongs to somebody else
   PushError                  the Hub refused the upload or the commit
@@ -47,6 +48,10 @@ class FitError(AlphaRLError):
 
 class ManifestError(AlphaRLError):
     """A manifest that this version cannot use."""
+
+
+class CardError(AlphaRLError):
+    """A template of a card, or a score that is to stand in one, that cannot be used."""
 
 
 class ResourceError(AlphaRLError):

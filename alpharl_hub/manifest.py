@@ -193,6 +193,43 @@ class VersionsRecord:
 
 
 @dataclass(frozen=True)
+class StatedRecord:
+    """What the card of the run or of its base states: words of others, checked where used."""
+
+    license: tuple[str, ...]
+    license_name: str | None
+    license_link: str | None
+    language: tuple[str, ...]
+    datasets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CardRecord:
+    """What the card says that was not read from weights, so that it can be made anew.
+
+    `license` is the user's own word on it; `files_from_base`: the copied files are the base's.
+    """
+
+    license: str | None
+    run: StatedRecord
+    base: StatedRecord
+    files_from_base: bool
+
+
+@dataclass(frozen=True)
+class ScoreRecord:
+    """A score that somebody measured of this very model and entered by hand.
+
+    `dataset` is a name, or a data set's id on the Hub; `task` its task of the Hub's leaderboard.
+    """
+
+    dataset: str
+    task: str | None
+    metric: str | None
+    value: float
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole document; `kind` is "model" (of predict) or "factors" (of extract).
 
@@ -213,6 +250,8 @@ class Manifest:
     warnings: tuple[Notice, ...]
     auto: AutoRecord | None = None
     sweep: SweepRecord | None = None
+    card: CardRecord | None = None
+    scores: tuple[ScoreRecord, ...] = ()
 
     def to_json(self) -> str:
         """Return the document, indented, with a newline at the end."""
@@ -232,7 +271,7 @@ def read_manifest(text: str | bytes, where: str) -> Manifest:
             f"{where}: schema {strict_json.shown_value(found)} is not {SCHEMA}; it was not written "
             "by this version"
         )
-    manifest = strict_json.load(Manifest, text, where)
+    manifest = strict_json.from_plain(Manifest, document, where)
     if manifest.kind not in (KIND_MODEL, KIND_FACTORS):
         raise ManifestError(
             f"{where}: unknown kind {strict_json.shown(manifest.kind)}; it was not written by this "

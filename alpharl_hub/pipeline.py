@@ -9,7 +9,7 @@ from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.methods import AUTO
 from alpharl_hub.output.folder import FolderRequest, check_output
 from alpharl_hub.prediction.automatic import choose, planned_for
-from alpharl_hub.prediction.delivery import Destination
+from alpharl_hub.prediction.destination import Destination
 from alpharl_hub.prediction.predict import predict
 from alpharl_hub.prediction.setting import (
     PredictOptions,
@@ -111,6 +111,23 @@ def extract_run(
     """
     check_output(output.folder, output.overwrite, output.work_dir)
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+    return extract_prepared(prepared, scope, rank, output, compute, hooks)
+
+
+def extract_prepared(
+    prepared: Prepared,
+    scope: ScopeOptions,
+    rank: int,
+    output: FolderRequest,
+    compute: Compute,
+    hooks: Hooks,
+) -> Extraction:
+    """Write the factors of a run that was opened before.
+
+    Raises:
+        SourceError, FitError, ResourceError, WriteError.
+    """
+    check_output(output.folder, output.overwrite, output.work_dir)
     return extract(prepared, run_record(prepared, scope), rank, output, compute, hooks)
 
 
@@ -131,9 +148,27 @@ def predict_run(
     destination.check(options.target.target_steps)
     if is_factor_folder(request.run):
         subject = factor_subject(request)
-    else:
-        prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
-        subject = trajectory_subject(prepared, scope)
+        destination.refuse_inputs(subject.trajectory)
+        return predict(settle(subject, options, compute, hooks), destination, compute, hooks)
+    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+    return predict_prepared(prepared, scope, options, destination, compute, hooks)
+
+
+def predict_prepared(
+    prepared: Prepared,
+    scope: ScopeOptions,
+    options: PredictOptions,
+    destination: Destination,
+    compute: Compute,
+    hooks: Hooks,
+) -> Prediction:
+    """Predict a model from a run that was opened before.
+
+    Raises:
+        As `predict_run`.
+    """
+    destination.check(options.target.target_steps)
+    subject = trajectory_subject(prepared, scope)
     destination.refuse_inputs(subject.trajectory)
     return predict(settle(subject, options, compute, hooks), destination, compute, hooks)
 

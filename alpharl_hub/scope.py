@@ -217,7 +217,7 @@ def _filter(tensor: ScopedTensor, include: str | None, exclude: str | None) -> S
 def _search(option: str, expression: str, name: str) -> bool:
     try:
         return re.search(expression, name) is not None
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise TrajectoryError(
             f"{option} {expression}: no regular expression ({error}); mend it"
         ) from error

@@ -13,7 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 Address = tuple[str, int]
+Reply = tuple[int, Mapping[str, str], bytes]
+"""Status, headers and body."""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -95,32 +99,52 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 @dataclass
 class Listener:
-    """A server that notes the headers of what it is asked, and answers 404."""
+    """A server that notes the headers of what it is asked."""
 
     url: str = ""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
 
+def _unknown(number: int) -> Reply:
+    return 404, {}, b""
+
+
 @contextmanager
-def listening() -> Iterator[Listener]:
-    """Serve a `Listener` on a port of its own: another origin than any Hub's."""
+def listening(reply: Callable[[int], Reply] = _unknown) -> Iterator[Listener]:
+    """Serve a `Listener` on a port of its own: another origin than any Hub's.
+
+    `reply` is asked with the number of the request, from 1 on; without it the answer is 404.
+    """
     found = Listener()
 
     class Handler(BaseHTTPRequestHandler):
-        """Notes and refuses."""
+        """Notes and replies."""
+
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             """Any method."""
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            found.requests.append((f"{self.command} {self.path}", headers))
-            self.send_response_only(404)
-            self.send_header("Content-Length", "0")
+            sent = {name.lower(): value for name, value in self.headers.items()}
+            found.requests.append((f"{self.command} {self.path}", sent))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, headers, body = reply(len(found.requests))
+            self.send_response_only(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
             self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(body)
 
         do_HEAD = do_POST = do_PUT = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
             """Keeps quiet."""
+
+        def handle(self) -> None:
+            """Who hangs up is part of the tests."""
+            with suppress(OSError):
+                super().handle()
 
     with running(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as server:
         found.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -147,6 +171,22 @@ def proxied(names: Mapping[str, Address] | None = None) -> Iterator[Proxy]:
         yield proxy
 
 
+def rename_loopback(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have names of public machines lead to this one, but only when a connection is made.
+
+    Asked without a port, which is for the number alone, the name has a public one.
+    """
+    really = socket.getaddrinfo
+
+    def look_up(host: str, port: int | None, *args: Any, **options: Any) -> list[Any]:
+        if host not in names:
+            return really(host, port, *args, **options)
+        number = "93.184.216.34" if port is None else "127.0.0.1"
+        return really(number, port, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+
 def place_of(url: str) -> Address:
     """Host and port of an address."""
     parts = urlsplit(url)
@@ -165,7 +205,7 @@ def free_port() -> int:
 
 def foreign_settings() -> list[str]:
     """Names of variables of this machine that lead requests elsewhere."""
-    named = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+    named = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
     return [n for n in os.environ if n.lower().endswith("_proxy") or n in named]
 
 

@@ -20,15 +20,15 @@ TESTS = Path(__file__).parent
 LAYERS: dict[str, tuple[str, ...]] = {
     "nouns": (
         *("errors", "version", "strict_json", "manifest", "module_names", "scores"),
-        *("trajectory", "results"),
+        *("trajectory", "results", "report_records"),
     ),
     "mathematics and formats": (
         *("byte_ranges", "safetensors_header", "tensor_bytes", "scope", "numerics", "methods"),
     ),
-    "files and repos": ("sources", "output", "card", "push"),
+    "files and repos": ("sources", "output", "drawing", "card", "push"),
     "one pass": ("windows", "executors", "base_check", "preparation"),
     "stories": ("prediction", "reporting", "sweeping", "backtesting", "pipeline"),
-    "programs": ("cli", "demo", "local_hub", "__main__", ""),
+    "programs": ("api", "training", "cli", "demo", "local_hub", "__main__", ""),
 }
 """From the bottom to the top: a module imports from its own layer and from those below it."""
 
@@ -43,7 +43,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "urllib3": ("sources.http_answers", "sources.http_reader", "sources.http_routes"),
     "ray": ("executors.ray",),
     "yaml": ("card.make",),
-    "transformers": ("demo.task",),
+    "matplotlib": ("drawing.canvas", "drawing.figures"),
+    "transformers": ("demo.task", "training"),
     "torch": (
         *("numerics", "methods", "tensor_bytes", "windows.reader", "windows.devices"),
         "windows.buffers",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import yaml
 from huggingface_hub import ModelCard, get_session
 from manifest_maker import (
     COMMIT,
+    TRUST,
     checkpoint,
     copied_tensor,
     local_checkpoint,
@@ -21,11 +23,20 @@ from manifest_maker import (
     run,
     tensor,
 )
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from alpharl_hub.card.licenses import LICENSES
-from alpharl_hub.card.make import CardFacts, card_metadata, make_card, with_place
+from alpharl_hub.card.make import (
+    PICTURE,
+    CardFacts,
+    card_metadata,
+    is_as_made,
+    make_card,
+    with_place,
+)
 from alpharl_hub.local_hub import LocalHub
-from alpharl_hub.manifest import Manifest, Notice
+from alpharl_hub.manifest import Manifest, Notice, ScoreRecord
 
 HOSTILE = "x`](https://evil.example) |<script>alert(1)</script>\n\n# own heading\n---\nlicense: mit"
 
@@ -81,6 +92,13 @@ def test_first_line_says_what_run_base_and_how_far() -> None:
     assert "org/base" in first
     assert "predicted at step 100, 2.5 x the last observed step 40" in first
     assert first.endswith("**predicted, not evaluated**.")
+
+
+def test_going_beyond_what_is_safe_is_told_above_the_fold() -> None:
+    """A model that was asked for farther than the run's direction carries says so at the top."""
+    assert "this model goes beyond that" in card().split("## Use")[0]
+    within = replace(TRUST, requested=2.0)
+    assert "beyond that" not in card(trust=within).split("## Use")[0]
 
 
 def test_no_placeholder_is_left() -> None:
@@ -190,16 +208,97 @@ def test_repeat_command_says_what_was_set() -> None:
     }
 
 
-def test_example_of_loading_can_be_moved() -> None:
-    """A folder's card, once pushed, loads from the repo and branch it went to, and nothing else."""
-    text = card(CardFacts("out"))
-    moved = with_place(text, "me/model", "try-2")
-    assert 'name = "me/model"' in moved
-    assert 'revision = "try-2"' in moved
-    changed = [i for i, pair in enumerate(zip(text, moved, strict=False)) if pair[0] != pair[1]]
-    assert moved.splitlines()[-20:] == text.splitlines()[-20:]
-    assert changed[0] == text.index('name = "out"') + len('name = "')
+def changed_lines(before: str, after: str) -> list[tuple[str, str]]:
+    """The lines in which two texts of as many lines differ."""
+    pairs = zip(before.splitlines(), after.splitlines(), strict=True)
+    return [pair for pair in pairs if pair[0] != pair[1]]
+
+
+def test_card_moves_with_the_model() -> None:
+    """A folder's card, once pushed, names the repo and branch it went to; the rest stays."""
+    scored = ScoreRecord("gsm8k", None, None, 0.5)
+    text = card(CardFacts("my out"), scores=(scored,))
+    comment = "  # this repo, or a folder that holds its files"
+    assert changed_lines(text, with_place(text, "me/model", "try-2")) == [
+        ("- name: my out", '- name: "me/model"'),
+        ("# my out", "# me/model"),
+        (f'name = "my out"{comment}', f'name = "me/model"{comment}'),
+        ('revision = "main"', 'revision = "try-2"'),
+        ("vllm serve 'my out' --revision main", "vllm serve me/model --revision try-2"),
+    ]
     assert with_place("# rewritten by hand\n", "me/model", "main") == "# rewritten by hand\n"
+
+
+@pytest.mark.parametrize("copied_files", [("config.json",), ("config.json", "tokenizer.json")])
+def test_tokenizer_of_the_base_is_served_where_none_came_along(
+    copied_files: tuple[str, ...],
+) -> None:
+    """vLLM looks for a tokenizer beside the weights; without one it is told of the base's."""
+    lines = card(copied_files=copied_files).splitlines()
+    words = shlex.split(next(line for line in lines if line.startswith("vllm serve")))
+    expected = ["vllm", "serve", "me/predicted", "--revision", "main"]
+    if "tokenizer.json" not in copied_files:
+        expected += ["--tokenizer", "org/base", "--tokenizer-revision", COMMIT]
+    assert words == expected
+
+
+def test_hand_edits_are_noticed_and_moves_are_not() -> None:
+    """A card is as made after a push or a change of line ends, and not after any other edit."""
+    text = card()
+    assert is_as_made(text)
+    assert is_as_made(with_place(text, "other/place", "branch"))
+    assert is_as_made(text.replace("\n", "\r\n"))
+    for old, new in (("license: other", "license: mit"), ("## Limits", "## Limitations")):
+        assert old in text
+        assert not is_as_made(text.replace(old, new))
+    assert not is_as_made(text + "One more thing.\n")
+    assert not is_as_made("# rewritten by hand\n")
+
+
+def parsed(text: str) -> list[Token]:
+    """The blocks and inlines of a page, by a parser of the dialect that the Hub renders."""
+    page = text.split("---\n", 2)[2]
+    blocks = MarkdownIt("commonmark").enable("table").parse(page)
+    return [t for block in blocks for t in (block, *(block.children or []))]
+
+
+def test_page_reads_as_meant() -> None:
+    """Sections stand in their order, tables are tables, there is no HTML, and the mark is not seen."""
+    tokens = parsed(card())
+    headings = [
+        (tokens[i].tag, tokens[i + 1].content)
+        for i in range(len(tokens))
+        if tokens[i].type == "heading_open"
+    ]
+    assert headings == [
+        ("h1", "me/predicted"),
+        ("h2", "Use"),
+        ("h2", "How it was made"),
+        ("h2", "Evidence"),
+        ("h3", "Can it be trusted?"),
+        ("h3", "Spectrum and fit"),
+        ("h2", "Rounding"),
+        ("h2", "Limits"),
+        ("h2", "What the tool warned of"),
+        ("h2", "Files"),
+        ("h2", "How to repeat it"),
+        ("h2", "License"),
+        ("h2", "Citation"),
+    ]
+    assert sum(token.type == "table_open" for token in tokens) == 3
+    assert not any(token.type.startswith("html") for token in tokens)
+    assert not any("made this card" in token.content for token in tokens)
+
+
+def test_hostile_names_make_no_links() -> None:
+    """Links and pictures of a card lead to the Hub and the paper, whatever things are called."""
+    tokens = parsed(make_card(hostile_manifest(), CardFacts("me/m"), has_picture=True))
+    targets = {str(t.attrs["href"]) for t in tokens if t.type == "link_open"}
+    assert targets
+    assert all(t.startswith(("https://huggingface.co/", "https://arxiv.org/")) for t in targets)
+    pictures = [t for t in tokens if t.type == "image"]
+    assert [t.attrs["src"] for t in pictures] == [PICTURE]
+    assert pictures[0].content
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -14,8 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faulty_network import foreign_settings, listening, place_of, proxied
-from hub_fixtures import ALICE, BOB, Commands, add_base, add_branches, commands_for, wide_line
+from faulty_network import (
+    foreign_settings,
+    free_port,
+    listening,
+    place_of,
+    proxied,
+    rename_loopback,
+)
+from hub_fixtures import ALICE, BOB, Commands, Done, add_base, add_branches, commands_for, wide_line
 from huggingface_hub import close_session
 from local_hub_helpers import ask
 from trajectories import Run, model_config, rank_one_line, succeed, write_run
@@ -24,6 +32,7 @@ from alpharl_hub.errors import PushError
 from alpharl_hub.local_hub import Fault, LocalHub, child_environment
 from alpharl_hub.push.hub_target import HubAccess
 from alpharl_hub.push.model_upload import PushHooks, PushOptions, PushResult, push_folder
+from alpharl_hub.sources.hub_session import MAX_ANSWER_BYTES
 from alpharl_hub.sources.patience import Cancelled, Patience
 
 # The client sends parts of an LFS upload in a way that its HTTP library has deprecated
@@ -138,6 +147,7 @@ STEPS_OF_A_PUSH = {
     "a part": ("/upload/", "PUT"),
     "joining the parts": ("/api/complete-multipart/", "POST"),
     "verifying": ("/info/lfs/verify", "POST"),
+    "checking the card": ("/api/validate-yaml", "POST"),
     "committing": ("/commit/", "POST"),
 }
 BY_THE_CLIENT = ("preparing", "batch", "a part", "joining the parts", "verifying")
@@ -272,6 +282,79 @@ def test_a_commit_that_takes_too_long_is_made_once(hub: LocalHub, pushing: Pushi
     pushing.assert_there(result)
 
 
+LOGIN_PAGE = "<html><body>Please log in</body></html>"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(Fault("/api/validate-yaml", "status", status=s) for s in (429, 500, 502, 504)),
+        Fault("/api/validate-yaml", "status", status=503, text=LOGIN_PAGE, times=3),
+        Fault("/api/validate-yaml", "status", status=503, text="[]", times=2),
+        Fault("/api/validate-yaml", "cut", after_bytes=1),
+    ],
+)
+def test_a_check_of_the_card_that_fails_for_a_while(
+    hub: LocalHub, pushing: Pushing, fault: Fault
+) -> None:
+    """The client parses this answer before it looks at its status: it is asked again all the same.
+
+    Every wait is told once.
+    """
+    hub.add_fault(fault)
+    pushing.assert_there(pushing())
+    assert pushing.waits_s == [1.0, 2.0, 4.0][: fault.times]
+    assert len(pushing.told) == fault.times
+    if fault.kind == "status":
+        assert pushing.told[0] == f"1 s: {REPO}: the Hub answers {fault.status}"
+
+
+@pytest.mark.parametrize("step", ["looking", "listing", "preparing", "batch", "checking the card"])
+@pytest.mark.parametrize("text", [LOGIN_PAGE, "7", "", "[" * 100_000])
+def test_a_page_instead_of_an_answer(hub: LocalHub, pushing: Pushing, step: str, text: str) -> None:
+    """A login page, another document, or none, with status 200: one line, and no commit."""
+    match, method = STEPS_OF_A_PUSH[step]
+    if step == "looking":
+        pushing()  # the repo is there
+    hub.add_fault(Fault(match, "status", status=200, text=text, method=method, times=9))
+    (pushing.folder / "config.json").write_text("{}")
+    before = [r.status for r in hub.log if "/commit/" in r.path]
+    host = hub.endpoint.removeprefix("http://")
+    line = f"{REPO}: {host} does not answer as a Hub does; check HF_ENDPOINT and proxies"
+    assert pushing.error() == line
+    assert [r.status for r in hub.log if "/commit/" in r.path] == before
+
+
+@pytest.mark.parametrize(("status", "words"), [(400, "(status 400)"), (401, "token")])
+def test_a_card_that_is_refused(hub: LocalHub, pushing: Pushing, status: int, words: str) -> None:
+    """A refusal that is no JSON is one line all the same, and final."""
+    fault = Fault("/api/validate-yaml", "status", status=status, text=LOGIN_PAGE, times=9)
+    hub.add_fault(fault)
+    assert words in pushing.error()
+    assert pushing.waits_s == []
+
+
+def test_a_listing_without_end(hub: LocalHub, pushing: Pushing) -> None:
+    """Pages that name themselves as the next one are noticed."""
+    pushing()
+    hub.clear_log()
+    (pushing.folder / "config.json").write_text("{}")
+    again = (("Link", f'<{hub.endpoint}/api/models/{REPO}/tree/main?cursor=1>; rel="next"'),)
+    hub.add_fault(Fault("/tree/", "status", status=200, headers=again, text="[]", times=9))
+    text = pushing.error()
+    assert text.endswith("leads back to a page that it gave before; check HF_ENDPOINT")
+    assert len([r for r in hub.log if "/tree/" in r.path]) == 2
+
+
+def test_an_answer_without_end(hub: LocalHub, pushing: Pushing) -> None:
+    """Packed into little, a long answer is not unpacked beyond the limit."""
+    packed = gzip.compress(bytes(MAX_ANSWER_BYTES + 1), 1)
+    assert len(packed) < MAX_ANSWER_BYTES / 100
+    with listening(lambda number: (200, {"Content-Encoding": "gzip"}, packed)) as other:
+        text = pushing.error(endpoint=other.url)
+    assert "answered more than 64 MiB to one question; check HF_ENDPOINT" in text
+
+
 def test_a_commit_that_never_reached_the_hub(hub: LocalHub, pushing: Pushing) -> None:
     """The request was lost and not the answer: the branch stands where it was, so it is sent."""
     hub.add_fault(Fault("/commit/", "drop", method="POST", times=2))
@@ -346,26 +429,120 @@ def test_a_public_hub_sends_nobody_into_a_private_network(
         pushing.assert_there(pushing(endpoint=endpoint, allowed_hosts=allowed))
 
 
-def test_a_company_certificate_and_proxy(predicted: Path, tmp_path: Path) -> None:
-    """All of a push goes through tunnels, and the certificate of SSL_CERT_FILE is believed."""
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from alpharl_hub.push.model_upload import PushOptions, push_folder\n"
-        "print(push_folder(Path(sys.argv[1]), 'alice/model', PushOptions()).commit)\n"
-    )
+@pytest.mark.parametrize("step", ["whoami", "batch", "committing"])
+def test_a_name_that_leads_elsewhere_when_it_is_used(
+    hub: LocalHub, pushing: Pushing, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Public when it is checked, here when it is asked: the connection is looked at before use."""
+    rename_loopback(monkeypatch, "hub.example", "store.example")
+    endpoint = hub.endpoint.replace("127.0.0.1", "hub.example")
+    allowed = frozenset({"localhost", "127.0.0.1"})
+    match, method = STEPS_OF_A_PUSH[step]
+    with listening() as other:
+        location = (("Location", other.url.replace("127.0.0.1", "store.example")),)
+        fault = Fault(match, "status", status=307, headers=location, method=method, times=9)
+        hub.add_fault(fault)
+        text = pushing.error(endpoint=endpoint, allowed_hosts=allowed)
+    assert "is sent on to store.example, an address of a private network" in text
+    assert other.requests == []
+    hub.clear_faults()
+    pushing.assert_there(pushing(endpoint=endpoint, allowed_hosts=allowed))
+
+
+PUSHING_SCRIPT = (
+    "import sys; from pathlib import Path\n"
+    "from alpharl_hub.push.model_upload import PushOptions, push_folder\n"
+    "print(push_folder(Path(sys.argv[1]), 'alice/model', PushOptions()).commit)\n"
+)
+
+
+def push_elsewhere(
+    folder: Path, hub: LocalHub, home: Path, script: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Push from a process with variables of its own."""
+    environment = child_environment(hub.endpoint, home, ALICE) | variables
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", script, str(folder)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_a_company_certificate_and_proxy(predicted: Path, tmp_path: Path, name: str) -> None:
+    """All of a push goes through tunnels, and the certificate is believed that a variable names.
+
+    The same variables as for reading; the Hub's client itself knows only the first.
+    """
     tls = {"certificate": CERTIFICATE, "all_over_tls": True}
     with LocalHub(tmp_path / "hub", {ALICE: "alice"}, **tls) as hub, proxied() as proxy:  # type: ignore[arg-type]
-        environment = child_environment(hub.endpoint, tmp_path / "home", ALICE)
-        environment |= {"SSL_CERT_FILE": str(CERTIFICATE), "HTTPS_PROXY": proxy.url}
-        environment |= {"NO_PROXY": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, "-c", script, str(predicted)]
-        ended = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False
-        )
+        variables = {name: str(CERTIFICATE), "HTTPS_PROXY": proxy.url, "NO_PROXY": ""}
+        ended = push_elsewhere(predicted, hub, tmp_path / "home", PUSHING_SCRIPT, **variables)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.strip() == hub.refs(REPO)["refs/heads/main"]
         places = {place_of(url) for url in (hub.endpoint, hub.storage_endpoint)}
         assert set(proxy.asked) == {f"CONNECT {host}:{port}" for host, port in places}
+
+
+def test_a_certificate_that_is_not_trusted(
+    predicted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused at once with the variable that would help; a bundle that is not there is named."""
+    tls = {"certificate": CERTIFICATE, "all_over_tls": True}
+    with LocalHub(tmp_path / "hub", {ALICE: "alice"}, **tls) as hub:  # type: ignore[arg-type]
+        pushing = Pushing(hub, predicted)
+        text = pushing.error()
+        assert "is not trusted (" in text
+        assert text.endswith("; name its CA in SSL_CERT_FILE")
+        assert pushing.waits_s == []
+        monkeypatch.setenv("CURL_CA_BUNDLE", str(tmp_path / "missing.pem"))
+        assert "missing.pem cannot be read (No such file or directory)" in pushing.error()
+        assert "SSL_CERT_FILE" not in os.environ
+
+
+# -- with Xet and without -------------------------------------------------------------------------
+
+WITHOUT_XET = "import sys; sys.modules['hf_xet'] = None\n"
+"""As where hf_xet is not installed: importing it fails."""
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+@pytest.mark.parametrize("disabled", ["", "1"])
+@pytest.mark.parametrize("is_offered", [True, False])
+def test_xet_is_asked_for_where_it_could_be_used(
+    hub: LocalHub,
+    predicted: Path,
+    tmp_path: Path,
+    is_installed: bool,
+    disabled: str,
+    is_offered: bool,
+) -> None:
+    """Not installed, disabled, or not offered by the Hub: the weights go by LFS, without a word.
+
+    An offer names a store that is down; it is found out before hf_xet tries it for minutes.
+    """
+    if is_offered:
+        store = (("X-Xet-Cas-Url", f"http://127.0.0.1:{free_port()}"),)
+        hub.add_fault(Fault("/xet-write-token/", "status", status=200, headers=store, times=9))
+    script = PUSHING_SCRIPT if is_installed else WITHOUT_XET + PUSHING_SCRIPT
+    variables = {"HF_HUB_DISABLE_XET": disabled}
+    ended = push_elsewhere(predicted, hub, tmp_path / "home", script, **variables)
+    assert ended.returncode == 0, ended.stderr
+    assert (ended.stdout.strip(), ended.stderr) == (hub.refs(REPO)["refs/heads/main"], "")
+    asked = [r.status for r in hub.log if "/xet-write-token/" in r.path]
+    assert asked == ([200 if is_offered else 404] if is_installed and not disabled else [])
+    assert uploads(hub)
+
+
+def test_a_store_for_xet_in_a_private_network(
+    hub: LocalHub, pushing: Pushing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """hf_xet goes where the Hub says and is watched by nobody: what it says is looked at first."""
+    rename_loopback(monkeypatch, "hub.example")
+    with listening() as other:
+        store = (("X-Xet-Cas-Url", other.url.replace("127.0.0.1", "10.1.2.3")),)
+        hub.add_fault(Fault("/xet-write-token/", "status", status=200, headers=store, times=9))
+        text = pushing.error(endpoint=hub.endpoint.replace("127.0.0.1", "hub.example"))
+    assert "is sent on to 10.1.2.3, an address of a private network" in text
+    assert uploads(hub).total() == 0
 
 
 # -- from a run to a repo ------------------------------------------------------------------------
@@ -423,3 +600,33 @@ def test_a_prediction_that_is_pushed_in_pieces(
         assert "Signature=" not in text
     storage = {r.had_authorization for r in hub.log if r.origin == "storage"}
     assert storage == {False}
+
+
+def test_all_waits_of_a_push_are_told_at_v(
+    hub: LocalHub, commands: Commands, predicted: Path
+) -> None:
+    """A 503 at each step, also of those that the client asks again by itself: a line for each."""
+    for match, method in STEPS_OF_A_PUSH.values():
+        hub.add_fault(Fault(match, "status", method=method))
+    done = commands.run("push", predicted, REPO, "-v", token=ALICE)
+    assert done.code == 0, done.stderr
+    waits = [line for line in done.stderr.splitlines() if line.startswith("waiting ")]
+    assert len(waits) == len(STEPS_OF_A_PUSH), done.stderr
+    assert all(re.search(r"alice/model: .* answer(s|ed) 503$", line) for line in waits)
+
+
+def test_a_hub_that_comes_up_late(predicted: Path, tmp_path: Path) -> None:
+    """Connections are refused at first; that is told, and then the model is pushed."""
+    port = free_port()
+    late = Commands(tmp_path, f"http://127.0.0.1:{port}", tmp_path / "home")
+    found: list[Done] = []
+    words = ("push", predicted, REPO, "-v")
+    thread = threading.Thread(target=lambda: found.append(late.run(*words, token=ALICE)))
+    thread.start()
+    time.sleep(1.5)
+    with LocalHub(tmp_path / "hub", {ALICE: "alice"}, port=port) as hub:
+        thread.join()
+        late.close()
+        assert found[0].code == 0, found[0].stderr
+        assert REPO in hub.read_file(REPO, "README.md").decode()
+    assert re.search(r"waiting \d s: alice/model: .*refused", found[0].stderr)

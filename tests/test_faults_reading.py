@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import ctypes
+import gzip
 import hashlib
 import json
 import os
@@ -20,12 +21,14 @@ from typing import Any
 
 import pytest
 from faulty_network import (
+    Reply,
     foreign_settings,
     free_port,
     listening,
     meanwhile,
     place_of,
     proxied,
+    rename_loopback,
 )
 from hub_fixtures import (
     ALICE,
@@ -261,6 +264,107 @@ def test_lost_connections_everywhere_at_once(
     assert set(cut_at) <= asked
 
 
+def test_answers_to_another_question(
+    hub: LocalHub, commands: Commands, run: Run, whole: str, tmp_path: Path
+) -> None:
+    """The whole file, another part of it, or packed bytes: the same model, and -v tells of them."""
+    for kind in ("ignore_range", "wrong_range", "gzip"):
+        hub.add_fault(Fault("/download/", kind))  # type: ignore[arg-type]
+    done = predict(commands, tmp_path / "out")
+    assert done.code == 0, done.stderr
+    assert digest(tmp_path / "out") == whole
+    assert json.loads(ask(f"{hub.endpoint}/local-hub/faults").body) == []
+    waits = [line for line in done.stderr.splitlines() if line.startswith("waiting 1 s: lab/")]
+    assert len([line for line in waits if line.endswith("sent another part of the file")]) == 1
+    assert len([line for line in waits if "sent compressed bytes" in line]) == 1
+
+
+def questions(client: HubClient) -> dict[str, Callable[[], object]]:
+    """What is asked for page by page."""
+    return {
+        "tree": lambda: client.tree("lab/x", "0" * 40),
+        "history": lambda: client.history("lab/x", "0" * 40),
+        "repos": lambda: client.models_of("lab", "x"),
+    }
+
+
+@pytest.mark.parametrize("name", ["tree", "history", "repos"])
+def test_listings_without_end(connect: Connect, name: str) -> None:
+    """A page that comes again is noticed at once, and of new ones a thousand are read."""
+
+    def link(query: str) -> dict[str, str]:
+        return {"Link": f'</anywhere?{query}>; rel="next"'}
+
+    def ends_in(reply: Callable[[int], Reply]) -> tuple[str, int]:
+        with listening(reply) as other, pytest.raises(SourceError) as caught:
+            questions(connect(endpoint=other.url))[name]()
+        return str(caught.value), len(other.requests)
+
+    text, num_pages = ends_in(lambda number: (200, link(f"cursor={number % 3}"), b"[]"))
+    assert "leads back to a page that it gave before; check HF_ENDPOINT" in text
+    assert num_pages == 4
+    text, num_pages = ends_in(lambda number: (200, link(f"cursor={number}"), b"[]"))
+    assert "the Hub's listing is longer than 1000 pages or 256 MiB; check HF_ENDPOINT" in text
+    assert num_pages < 1001
+    long = b"[" + b" " * (60 << 20) + b"]"
+    text, num_pages = ends_in(lambda number: (200, link(f"cursor={number}"), long))
+    assert "longer than 1000 pages or 256 MiB" in text
+    assert num_pages == 5
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+@pytest.mark.parametrize("status", [200, 404])
+def test_answers_without_end(connect: Connect, status: int, is_packed: bool) -> None:
+    """Of an answer, or of a refusal, no more is unpacked or kept than 64 MiB."""
+    body = b" " * ((64 << 20) + 1)
+    headers = {"Content-Encoding": "gzip"} if is_packed else {}
+    reply = (status, headers, gzip.compress(body, 1) if is_packed else body)
+    with listening(lambda number: reply) as other:
+        client = connect(endpoint=other.url)
+        with pytest.raises(SourceError, match="more than 64 MiB to one question; check HF_END"):
+            client.refs("lab/x")
+    assert len(other.requests) == 1
+
+
+SHAPES = {
+    "a page": b"<html>Please log in</html>",
+    "nothing": b"",
+    "a number": b"7",
+    "depth": b"[" * 100_000,
+    "digits": b"[" + b"9" * 100_000 + b"]",
+    "no text": b"\xff\xfe\x00",
+    "no rows": b"[7]",
+    "a size of words": b'[{"type": "file", "path": "x", "size": "large"}]',
+    "a size below nothing": b'[{"type": "file", "path": "x", "size": -1}]',
+    "an endless size": b'[{"type": "file", "path": "x", "size": 1e999}]',
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_answers_that_are_none_of_a_hubs(connect: Connect, shape: str) -> None:
+    """A login page, half a document, another one: one line that names the server."""
+    with listening(lambda number: (200, {}, SHAPES[shape])) as other:
+        client = connect(endpoint=other.url)
+        with pytest.raises(SourceError) as caught:
+            client.tree("lab/x", "0" * 40)
+    host = other.url.removeprefix("http://")
+    line = f"lab/x@{'0' * 12}: {host} does not answer as a Hub does; check HF_ENDPOINT"
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_refusals_of_any_shape(connect: Connect, shape: str) -> None:
+    """The same as the body of a 404, and of a 503 that passes: what counts is the status."""
+
+    def reply(number: int) -> Reply:
+        return 503 if number == 1 else 404, {}, SHAPES[shape]
+
+    refused = pytest.raises(SourceError, match=r"refused by the Hub \(status 404\)")
+    with listening(reply) as other, refused:
+        connect(endpoint=other.url).tree("lab/x", "0" * 40)
+    assert len(other.requests) == 2
+
+
 @pytest.mark.parametrize("match", ["/refs", "/tree/", "/resolve/"])
 @pytest.mark.parametrize("kind", ["slow", "stall"])
 def test_a_silent_api_is_left(
@@ -482,14 +586,14 @@ def tls_commands(
             yield hub, found
 
 
-@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+@pytest.mark.parametrize("name", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_a_company_certificate_and_proxy(
     tls_commands: tuple[LocalHub, Commands], whole: str, tmp_path: Path, name: str
 ) -> None:
     """With the bundle all is read through tunnels; the proxy sees names of hosts and no more."""
     hub, commands = tls_commands
     with proxied() as proxy:
-        empty = {"SSL_CERT_FILE": "", "REQUESTS_CA_BUNDLE": ""}
+        empty = {"SSL_CERT_FILE": "", "REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": ""}
         variables = {**empty, name: str(CERTIFICATE), "HTTPS_PROXY": proxy.url, "NO_PROXY": ""}
         done = predict(commands, tmp_path / "out", **variables)
     assert done.code == 0, done.stderr
@@ -573,6 +677,43 @@ def test_a_public_hub_sends_nobody_into_a_private_network(
         assert read_file(folder_of(allowed)) == (run.base / "model.safetensors").read_bytes()
 
 
+def test_a_mirror_may_be_named_to_every_command(hub: LocalHub, run: Run, tmp_path: Path) -> None:
+    """The store of this Hub is on localhost: --allow-host lets `inspect` and `compare` go there."""
+    with proxied({"hub.invalid": place_of(hub.endpoint)}) as proxy:
+        commands = Commands(tmp_path, "http://hub.invalid", tmp_path / "home")
+        through_it = {"HTTP_PROXY": proxy.url, "NO_PROXY": ""}
+        compared = ("compare", "lab/run@step_20", "lab/run@step_30", "--base", "lab/base")
+        for words in (compared, ("inspect", "lab/run", "--base", "lab/base")):
+            line = one_line(commands.run(*words, **through_it))
+            assert "an address of a private network" in line
+            assert line.endswith("say so with --allow-host localhost")
+            done = commands.run(*words, "--allow-host", "LOCALHOST.", **through_it)
+            assert done.code == 0, done.stderr
+        commands.close()
+
+
+HOSTS = {
+    "https://mirror.corp:8443/x": "write --allow-host mirror.corp",
+    "mirror.corp:80": "write --allow-host mirror.corp",
+    "mirror.corp/": "write --allow-host mirror.corp",
+    "http://[fd00::1]:80/": "write --allow-host fd00::1",
+    "me@mirror.corp": "write --allow-host mirror.corp",
+    "*.corp": "write --allow-host HOST, once for each",
+    "a.corp,b.corp": "write --allow-host HOST, once for each",
+    "http://[::1": "write --allow-host HOST, once for each",
+    "": "write --allow-host HOST, once for each",
+}
+
+
+@pytest.mark.parametrize("text", HOSTS)
+def test_no_other_text_passes_for_a_host(commands: Commands, text: str) -> None:
+    """A URL, a port, a pattern or a list would allow nothing: what to type is said instead."""
+    for words in (("compare", "a/b", "a/c"), ("push", ".", "a/b"), ("inspect", "a/b")):
+        done = commands.run(*words, "--allow-host", text)
+        assert (done.code, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-1].endswith(HOSTS[text]), done.stderr
+
+
 TARGETS = {
     "file:///etc/passwd": "not one of the web",
     "ftp://127.0.0.1/x": "not one of the web",
@@ -603,6 +744,36 @@ def test_redirects_to_where_nobody_should_go(
 
 
 WEIGHTS = "model.safetensors"
+
+
+@pytest.mark.parametrize("match", ["/refs", "/tree/", "/resolve/", "config.json", "/download/"])
+def test_a_name_that_leads_elsewhere_when_it_is_used(
+    connect: Connect,
+    hub: LocalHub,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    match: str,
+) -> None:
+    """Public when it is checked, here when it is asked: the connection is looked at before use."""
+    rename_loopback(monkeypatch, "hub.example", "store.example")
+    endpoint = hub.endpoint.replace("127.0.0.1", "hub.example")
+    name = "config.json" if match == "config.json" else WEIGHTS
+    with listening() as other:
+        inside = other.url.replace("127.0.0.1", "store.example")
+        location = (("Location", f"{inside}/x"),)
+        hub.add_fault(Fault(match, "status", status=302, headers=location, times=9))
+        client = connect(endpoint=endpoint, allowed_hosts={"localhost"})
+        line = "is sent on to store.example, an address of a private network, which is not followed"
+        with pytest.raises(SourceError, match=line) as caught:
+            read_file(folder_of(client), name)
+        assert "\n" not in str(caught.value)
+        assert other.requests == []
+        allowed = connect(endpoint=endpoint, allowed_hosts={"localhost", "store.example"})
+        with pytest.raises(SourceError, match="404"):
+            read_file(folder_of(allowed), name)
+        assert other.requests
+    hub.clear_faults()
+    assert read_file(folder_of(client), WEIGHTS) == (run.base / WEIGHTS).read_bytes()
 
 
 def test_no_way_down_from_tls(

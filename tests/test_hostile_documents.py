@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -17,17 +18,20 @@ from trajectories import command, rank_one_line, succeed, write_run
 
 from alpharl_hub.errors import HeaderError, TrajectoryError
 from alpharl_hub.sources.contents import open_contents
+from alpharl_hub.sweeping.evaluation import EvaluationError, evaluate, make_evaluation
 from alpharl_hub.trajectory import StoredFile
 from tests.fuzz.targets import (
     ADAPTER,
     ADAPTER_CONFIG,
     CHECKPOINT,
+    JOURNAL_IDENTITY,
     NAMES,
     READERS,
     SHARDS,
     WHOLE,
     opened,
     refusal,
+    sealed,
     weights,
 )
 
@@ -101,6 +105,9 @@ DOCUMENTS: dict[str, Any] = {
 }
 TEXTS = {
     "scores_csv": b'step,score\n10,0.5\n20,"0.6"\n',
+    "journal": sealed(
+        json.dumps({"identity": JOURNAL_IDENTITY}).encode() + b'\n{"key": "window 0", "result": 1}'
+    ),
     "card": b"---\nlicense: mit\nbase_model: lab/base\ntags: [a, b]\n---\nwords\n",
 }
 
@@ -193,6 +200,46 @@ def test_changed_documents_end_in_an_answer_or_one_line(name: str) -> None:
         refusal(name, stored(name, as_text(document)))
 
     check()
+
+
+def test_changed_lines_of_a_journal_end_in_an_answer_or_one_line() -> None:
+    """Also where their checksums are right, as only somebody who means harm would make them."""
+    lines = [{"identity": JOURNAL_IDENTITY}, *({"key": f"w{i}", "result": [i]} for i in range(3))]
+
+    @RELAXED
+    @given(changed(lines))
+    def check(found: Any) -> None:
+        found = found if isinstance(found, list) else [found]
+        text = "\n".join(as_text(line) for line in found)
+        refusal("journal", sealed(text.encode("utf-8", "surrogatepass")))
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ("[" * 100_000, "is no JSON (nested too deeply)"),
+        ('{"a":' * 900 + "1" + "}" * 900, "left no number score in "),
+        ('{"score": 1' + "0" * 310 + "}", "is no JSON (a number of 311 digits is out of range)"),
+        ('{"score": 1e999}', "gave the score inf"),
+        ('{"score": NaN}', "gave the score nan"),
+        ('{"score": true}', "left no number score in "),
+        ("\ud800", "is no JSON"),
+        ("", "is no JSON"),
+    ],
+)
+def test_results_of_an_evaluation_give_a_number_or_one_line(
+    tmp_path: Path, document: str, words: str
+) -> None:
+    """What an evaluation writes is JSON like any other."""
+    written = tmp_path / "written.json"
+    written.write_bytes(document.encode("utf-8", "surrogatepass"))
+    asked = make_evaluation(f"cp '{written}' {{out}}/x.json # {{model}}", "x.json:score")
+    with pytest.raises(EvaluationError) as caught:
+        evaluate(asked, tmp_path, tmp_path / "evaluation", threading.Event())
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("name", READERS)

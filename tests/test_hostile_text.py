@@ -207,6 +207,41 @@ def test_a_real_terminal_gets_our_colours_only(hostile: Run) -> None:
     assert "\\x1b[31m" in without_styles.replace("\n", "")
 
 
+TALKATIVE = """
+import logging, sys, warnings
+from alpharl_hub.__main__ import main
+sys.argv = ["alpharl-hub", "--version"]
+try:
+    main()
+except SystemExit:
+    pass
+text = sys.stdin.buffer.read().decode()
+logging.getLogger("huggingface_hub").warning(text)
+logging.getLogger("huggingface_hub").warning("%s of %d %%", text, 3)
+warnings.warn("two lines\\n" + text)
+import huggingface_hub
+from huggingface_hub.utils import logging as theirs
+theirs.get_logger("huggingface_hub.x").warning(text)
+"""
+
+
+def test_what_libraries_say_of_a_server_is_spelt_out() -> None:
+    """Log records and warnings of the Hub's client repeat what a server sent."""
+    ended = subprocess.run(
+        [sys.executable, "-c", TALKATIVE],
+        input=TEXT.encode(),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    stderr = ended.stderr.decode()
+    assert shown_safely(stderr), ascii(stderr)
+    assert stderr.count("\\x1b[2J") == 4
+    assert "of 3 %" in stderr
+    assert "UserWarning: two lines\n" in stderr
+
+
 @given(st.text(st.characters(), max_size=30))
 @example(TEXT)
 def test_any_text_is_text_in_tables_and_headings(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import socket
 import ssl
 import struct
@@ -29,6 +30,8 @@ TOKEN = "hf_aVerySecretToken"
 SIGNATURE = "X-Amz-Signature=0123456789abcdef&Expires=123456789%2Bx"
 # Made for these tests, valid for loopback names only: openssl req -x509, with its key.
 CERTIFICATE = Path(__file__).parent / "data" / "loopback.pem"
+
+BUNDLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 Answer = Callable[["Handler"], None]
 
@@ -214,6 +217,22 @@ def endless_whole(handler: Handler) -> None:
     handler.server.script.append(status(500, b"was read to the end"))
 
 
+def unmeasured_whole(handler: Handler) -> None:
+    """Status 200 without a length: it could be the file, or any other page."""
+    handler.send(200, {}, DATA)
+    handler.close_connection = True
+
+
+def cut_whole(num_bytes: int) -> Answer:
+    """Status 200, and no more than the beginning of the file."""
+
+    def answer(handler: Handler) -> None:
+        handler.send(200, {"Content-Length": str(SIZE)}, DATA[:num_bytes])
+        hang_up(handler)
+
+    return answer
+
+
 def chunked_too_long(handler: Handler) -> None:
     """Transfer in chunks, one byte more than the range has."""
     start, stop = handler.asked()
@@ -233,7 +252,7 @@ def redirect(to: str, code: int = 302) -> Answer:
 @pytest.fixture(autouse=True)
 def _no_proxy_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.lower().endswith("_proxy") or name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        if name.lower().endswith("_proxy") or name in BUNDLES:
             monkeypatch.delenv(name)
 
 
@@ -506,23 +525,93 @@ def test_more_than_ten_minutes_are_not_waited(
         (partial(Content_Length="4901"), "another length"),
         (partial(Content_Length="10"), "another length"),
         (partial(Content_Encoding="gzip"), "compressed"),
-        (whole(), "whole file instead of a part"),
+        (whole(DATA + b"x"), "file of another size"),
+        (whole(b"<html>Please log in</html>"), "file of another size"),
         (whole(gzip.compress(DATA), Content_Encoding="gzip"), "compressed"),
-        (endless_whole, "whole file instead of a part"),
+        (endless_whole, "file of another size"),
+        (unmeasured_whole, "whole file instead of a part"),
         (chunked_too_long, "too many bytes"),
-        (status(204), "answered 204"),
-        (status(304), "answered 304"),
     ],
 )
-def test_another_answer_than_asked_for_is_refused(
+def test_another_answer_than_asked_for(
     origin: Origin, reading: Reading, fault: Answer, reason: str
 ) -> None:
-    """Wrong range, total, length, encoding or status: no second try, no byte believed."""
-    origin.script = [fault]
+    """Wrong range, total, length or encoding: no byte believed, asked again on a new connection.
+
+    Four are survived and told; after the fifth in a row there is one line.
+    """
+    url = f"{origin.url}/f?{SIGNATURE}"
+    origin.script = [fault] * 4
+    assert reading.bytes_of(url) == DATA[100:5000]
+    assert origin.ranges() == ["bytes=100-4999"] * 5
+    assert origin.num_connections == 5
+    assert reading.waits == [1, 2, 4, 8]
+    assert all(reason in told and SIGNATURE not in told for told in reading.reasons)
+    origin.script = [fault] * 5
+    error = reading.error(url)
+    assert isinstance(error, RangeReadError)
+    assert re.search(rf"{reason}.*, 5 times in a row; ", str(error))
+    assert len(origin.requests) == 10
+    assert origin.script == []
+
+
+@pytest.mark.parametrize("code", [204, 304])
+def test_an_answer_without_bytes_is_final(origin: Origin, reading: Reading, code: int) -> None:
+    """A status that has no body is what the server means, and not asked for twice."""
+    origin.script = [status(code)]
     error = reading.error(f"{origin.url}/f?{SIGNATURE}")
     assert isinstance(error, RangeReadError)
-    assert reason in str(error)
+    assert f"answered {code}" in str(error)
     assert len(origin.requests) == 1
+
+
+def test_after_a_wrong_answer_the_way_is_asked_for_anew(origin: Origin, reading: Reading) -> None:
+    """One of many stores may be wrong: the Hub may send us to another one the next time."""
+    address = Renewable(origin.url + "/old", origin.url + "/new")
+    origin.script = [cut(1000), partial(shift=1)]
+    assert reading.bytes_at(address) == DATA[100:5000]
+    assert [path for path, _ in origin.requests] == ["/old", "/old", "/new"]
+    assert origin.ranges()[1:] == ["bytes=1100-4999"] * 2
+
+
+def test_a_server_that_knows_no_ranges(origin: Origin, reading: Reading) -> None:
+    """What comes before the part is dropped and what comes after it is not received: no wait."""
+    origin.script = [whole()] * 4
+    for start, stop in ((100, 5000), (0, 1), (SIZE - 1, SIZE), (9000, SIZE)):
+        assert reading.bytes_of(origin.url, start, stop) == DATA[start:stop]
+    assert reading.waits == []
+    assert len(origin.requests) == 4
+
+
+@pytest.mark.parametrize("num_bytes", [50, 100, 2000])
+def test_a_whole_file_that_is_cut(origin: Origin, reading: Reading, num_bytes: int) -> None:
+    """Before the part, at its first byte and in it: goes on from the byte of the part reached."""
+    origin.script = [cut_whole(num_bytes)] * 2 + [whole()]
+    assert reading.bytes_of(origin.url) == DATA[100:5000]
+    reached = max(100, num_bytes)
+    assert origin.ranges() == [f"bytes={start}-4999" for start in (100, reached, reached)]
+
+
+@pytest.mark.parametrize(("start", "num_requests"), [(8 << 20, 1), ((8 << 20) + 1, 5)])
+def test_no_more_is_dropped_than_is_cheap(
+    origin: Origin, reading: Reading, start: int, num_requests: int
+) -> None:
+    """Up to 8 MiB into a file of any size; further in the whole of it is refused, unread."""
+    origin.script = [endless_whole] * num_requests
+    address, buffer = SignedAddress(origin.url), memoryview(bytearray(b"?" * 1000))
+
+    def read() -> None:
+        reading.reader.read_into(
+            lambda renew: address, start, buffer, file_num_bytes=2**40, what="file"
+        )
+
+    if num_requests == 1:
+        read()
+        assert bytes(buffer) == bytes(1000)
+    else:
+        with pytest.raises(RangeReadError, match="whole file instead of a part, 5 times in a row"):
+            read()
+    assert len(origin.requests) == num_requests
     assert origin.script == []
 
 
@@ -534,7 +623,7 @@ def test_no_content_length_is_fine(origin: Origin, reading: Reading) -> None:
 
 def test_the_whole_file_may_come_as_such(origin: Origin, reading: Reading) -> None:
     """Status 200 is right when the range is the file; wrong when the file has another size."""
-    origin.script = [whole(), whole(DATA + b"x")]
+    origin.script = [whole(), *[whole(DATA + b"x")] * 5]
     assert reading.bytes_of(origin.url, 0, SIZE) == DATA
     assert "file of another size" in str(reading.error(origin.url, 0, SIZE))
 
@@ -692,7 +781,7 @@ def test_own_certificates(
     """A certificate unknown to the system is refused at once, and accepted by its bundle."""
     assert "certificate of 127.0.0.1" in str(reading.error(tls_origin.url))
     assert reading.waits == []
-    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+    for name in BUNDLES:
         with monkeypatch.context() as patched:
             patched.setenv(name, str(CERTIFICATE))
             fresh = Reading()

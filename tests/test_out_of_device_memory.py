@@ -21,6 +21,7 @@ from safetensors import safe_open
 from trajectories import Run, curved_run, digest, load_model, predict, succeed, write_run
 
 from alpharl_hub.errors import ResourceError, SourceError
+from alpharl_hub.executors.in_hand import InHand
 from alpharl_hub.executors.local import Events, LocalExecutor, WindowReads
 from alpharl_hub.executors.read_ahead import ReadAhead
 from alpharl_hub.numerics.factors import Factors
@@ -285,7 +286,7 @@ def test_what_was_read_ahead_is_let_go(prepared: Prepared) -> None:
         given.append(weakref.ref(tensor))
         return BegunReading((), (), {}, tensor, CopyStream("cpu"))
 
-    ahead = ReadAhead(begin, (), todo)
+    ahead = ReadAhead(begin, (), todo, InHand(threading.Event(), is_kept=False))
     assert ahead.next_window() is windows[0]
     while len(given) < 3:
         time.sleep(0.01)

@@ -18,7 +18,7 @@ from alpharl_hub.backtesting.results import Backtest, ScoredModel, ScoredTest
 from alpharl_hub.errors import FitError
 from alpharl_hub.methods import AUTO, METHODS
 from alpharl_hub.prediction.automatic import learning_rates, planned_for
-from alpharl_hub.prediction.delivery import Destination
+from alpharl_hub.prediction.destination import Destination
 from alpharl_hub.prediction.predict import predict
 from alpharl_hub.prediction.setting import (
     PredictOptions,

@@ -6,8 +6,10 @@ A license is never guessed: where no card names one the answer is `other`, and s
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
+
+from alpharl_hub.manifest import StatedRecord
 
 # https://huggingface.co/docs/hub/repositories-licenses
 _NAMES = """
@@ -32,10 +34,10 @@ _LICENSE_FILES = ("LICENSE", "LICENSE.md")
 
 @dataclass(frozen=True)
 class StatedBy:
-    """A card's metadata, and the address of the repo it belongs to (None for a local folder)."""
+    """What a card states, and the address of its repo (None for a local folder)."""
 
     who: str
-    metadata: Mapping[str, object]
+    stated: StatedRecord
     url: str | None
 
 
@@ -61,7 +63,7 @@ def choose_license(
     """
     if override is not None:
         return _by_user(override)
-    stated = [(card, texts(card.metadata.get("license"))) for card in cards]
+    stated = [(card, card.stated.license) for card in cards]
     naming = [(card, names) for card, names in stated if names]
     if not naming:
         url = next((card.url for card in cards if card.url is not None), None)
@@ -71,7 +73,7 @@ def choose_license(
     choice = _from_card(card, names, copied_files)
     differing = [other for other, theirs in naming[1:] if theirs != names]
     if differing:
-        theirs = ", ".join(slug(name) for name in texts(differing[0].metadata.get("license")))
+        theirs = ", ".join(slug(name) for name in differing[0].stated.license)
         reason = f"{choice.reason} The card of the {differing[0].who} states {theirs}: check both."
         return LicenseChoice(choice.identifiers, choice.name, choice.link, reason)
     return choice
@@ -90,7 +92,7 @@ def _from_card(
     reason = f"The license is the one that the card of the {card.who} states."
     if OTHER not in names and all(name in LICENSES for name in names):
         return LicenseChoice(names, None, None, reason)
-    given = texts(card.metadata.get("license_name"))
+    given = [card.stated.license_name] if card.stated.license_name else []
     unknown = [name for name in names if name not in LICENSES]
     name = slug((*given, *unknown, NOT_STATED)[0])
     return LicenseChoice((OTHER,), name, _link(card, copied_files), reason)
@@ -98,12 +100,10 @@ def _from_card(
 
 def _link(card: StatedBy, copied_files: Collection[str]) -> str | None:
     """Return an address of the license's text that works from the new repo too."""
-    for given in texts(card.metadata.get("license_link")):
-        if re.fullmatch(r"https?://[!-~]{1,400}", given):
-            return given
-        if given in _LICENSE_FILES and given in copied_files:
-            return given
-    return card.url
+    given = card.stated.license_link or ""
+    is_address = re.fullmatch(r"https?://[!-~]{1,400}", given) is not None
+    is_there = given in _LICENSE_FILES and given in copied_files
+    return given if is_address or is_there else card.url
 
 
 def texts(value: object) -> tuple[str, ...]:

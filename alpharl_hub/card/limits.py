@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from alpharl_hub.manifest import MethodRecord
 
-_FOR_ALL = (
+_UNTESTED = (
     "Nobody trained or tested these weights. Measure them on your own task, next to the last "
     "observed checkpoint, before you rely on them; without a measurement of your own that "
-    "checkpoint is the safer choice.",
+    "checkpoint is the safer choice."
+)
+_TESTED = (
+    "Nobody trained these weights, and they were tested on what is listed under Scores only. "
+    "Measure them on your own task, next to the last observed checkpoint, before you rely on them."
+)
+_FOR_ALL = (
     "A prediction continues what the run did so far. It cannot see a reward that stops rising, a "
     "collapse, or a learning rate that changes later.",
     "How far one can look ahead was measured on small models and short runs only. There, every "
@@ -55,10 +61,11 @@ _AUTHORS = {
 }
 
 
-def limits(method: MethodRecord) -> tuple[str, ...]:
+def limits(method: MethodRecord, is_tested: bool) -> tuple[str, ...]:
     """Return the limits of a prediction by this method, a sentence or two each."""
     own = _FOR_METHOD.get(method.name)
-    return _FOR_ALL if own is None else (*_FOR_ALL, own)
+    for_all = (_TESTED if is_tested else _UNTESTED, *_FOR_ALL)
+    return for_all if own is None else (*for_all, own)
 
 
 def bibtex(method: MethodRecord) -> str:

@@ -23,6 +23,11 @@ def example_place(name: str, branch: str) -> tuple[str, str]:
     )
 
 
+def serving_line(name: str, branch: str) -> str:
+    """Return the command that serves the model of that name, as far as its place matters."""
+    return shlex.join(["vllm", "serve", name, "--revision", branch])
+
+
 def is_adapter(manifest: Manifest) -> bool:
     """Whether the prediction was written as a LoRA adapter."""
     return manifest.method is not None and manifest.method.as_adapter is True
@@ -49,7 +54,14 @@ def how_to_load(manifest: Manifest, name: str, branch: str) -> str:
         'model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype="auto")',
         *_tokenizer(manifest),
     ]
-    text = "## How to load it\n\n" + fenced(lines, "python")
+    text = "\n\n".join(
+        (
+            "## Use",
+            fenced(lines, "python"),
+            "Served by vLLM:",
+            fenced([serving_line(name, branch) + _serving_tokenizer(manifest)], "bash"),
+        )
+    )
     scripts = [name for name in manifest.copied_files if name.endswith(".py")]
     if scripts:
         text += (
@@ -69,6 +81,14 @@ def _tokenizer(manifest: Manifest) -> list[str]:
     return [line] if has_tokenizer(manifest) else []
 
 
+def _serving_tokenizer(manifest: Manifest) -> str:
+    """Name the base's tokenizer to vLLM, which looks for one beside the weights."""
+    base = manifest.run.base
+    if has_tokenizer(manifest) or base.commit is None or base.folder:
+        return ""
+    return " " + shlex.join(["--tokenizer", base.source, "--tokenizer-revision", base.commit])
+
+
 def _load_adapter(manifest: Manifest, name: str, branch: str) -> str:
     base = manifest.run.base
     base_name = base.source if base.commit is not None else f"path/to/{base.source}"
@@ -85,7 +105,7 @@ def _load_adapter(manifest: Manifest, name: str, branch: str) -> str:
         *_tokenizer(manifest),
     ]
     parts = [
-        "## How to load it",
+        "## Use",
         f"This is a LoRA adapter of rank {manifest.rank}, not a model: it is loaded on top of its "
         f"base. {_base_words(manifest)}",
         fenced(lines, "python"),

@@ -65,6 +65,14 @@ def link(label: str, *path: str) -> str:
     return f"[{label}]({hub_url(*path)})"
 
 
+def picture(alt: str, filename: str) -> str:
+    """Return a picture that lies beside the page; what it shows is told to whoever cannot see it.
+
+    `alt` is Markdown on one line.
+    """
+    return f"![{alt}]({quote(filename)})"
+
+
 def hub_url(*path: str) -> str:
     """Return the address of a page of the Hub from its parts, each of which may hold slashes."""
     return "/".join([HUB_URL, *(quote(one_line(part), safe="/") for part in path if part)])

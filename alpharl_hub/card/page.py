@@ -1,36 +1,32 @@
 """The page of a model card: what was predicted from what, how well that may hold, how to repeat it.
 
 Every number is about the run and the fit, read from the manifest; none is a score of the predicted
-model. Names from others pass through `markdown`.
+model, but for those that somebody measured and entered. Names from others pass through `markdown`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
 from urllib.parse import quote
 
+from alpharl_hub.card.evidence import evidence
 from alpharl_hub.card.licenses import LicenseChoice
 from alpharl_hub.card.limits import bibtex, limits
 from alpharl_hub.card.loading import has_tokenizer, how_to_load, is_adapter, listed
 from alpharl_hub.card.markdown import ABSENT, code, fenced, link, number, one_line, prose, table
 from alpharl_hub.card.repeat import LOOKING_BACK, how_to_repeat, run_repo
+from alpharl_hub.card.scores import measured_words, score_section
 from alpharl_hub.manifest import (
     MANIFEST_NAME,
-    AutoRecord,
     CheckpointRecord,
     Manifest,
     MethodRecord,
     RunRecord,
-    SweepRecord,
-    TensorRecord,
-    TrustRecord,
 )
-from alpharl_hub.module_names import layer_and_group
 
 _MAX_ROWS = 40
-_MAX_LAYERS = 100
 _ACTIONS = {
     "predicted": "predicted by the method",
     "copied": "taken from the last observed checkpoint",
@@ -40,43 +36,40 @@ _ACTIONS = {
 
 
 @dataclass(frozen=True)
-class CardFacts:
-    """What the card needs and the manifest does not hold.
+class Place:
+    """Where the model is: the repo it goes to, or its folder's name; the branch there."""
 
-    `model_name` is the repo it will be pushed to, or the name of its folder. `run_card` and
-    `base_card` are the texts of those README.md, for license, language and data sets.
-    `files_from_base`: the copied files are the base's.
-    """
-
-    model_name: str
-    license_override: str | None = None
-    run_card: str | None = None
-    base_card: str | None = None
-    branch: str = "main"
-    files_from_base: bool = False
+    name: str
+    branch: str
 
 
-def page(manifest: Manifest, facts: CardFacts, license_: LicenseChoice) -> str:
-    """Return the page below the front matter."""
-    assert manifest.method is not None, "a manifest of a model names its method"
-    parts = [
-        f"# {prose(facts.model_name)}",
-        _headline(manifest),
-        how_to_load(manifest, facts.model_name, facts.branch),
-        _how_it_was_made(manifest, manifest.method),
-        "## Can it be trusted?\n\n" + _trust(manifest.trust),
-        _auto(manifest.auto),
-        _sweep(manifest.sweep),
-        _fit(manifest.tensors),
-        _rounding(manifest),
-        _files(manifest, facts),
-        _warnings(manifest),
-        "## Limits\n\n" + "\n".join(f"- {line}" for line in limits(manifest.method)),
-        f"## License\n\n{license_.reason}",
-        how_to_repeat(manifest.run, manifest.method),
-        "## Citation\n\n" + fenced(bibtex(manifest.method).splitlines(), "bibtex"),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def title(place: Place) -> str:
+    """Return the first line of the page."""
+    return f"# {prose(place.name)}"
+
+
+def sections(
+    manifest: Manifest, place: Place, license_: LicenseChoice, has_picture: bool
+) -> Mapping[str, str]:
+    """Return what stands below the title, in its order; a section may be empty."""
+    method = manifest.method
+    assert method is not None, "a manifest of a model names its method"
+    listed_limits = limits(method, bool(manifest.scores))
+    assert manifest.card is not None, "a card is made of a manifest with its record"
+    return {
+        "summary": f"{_headline(manifest, method)}\n\n{_glance(manifest, method)}",
+        "use": how_to_load(manifest, place.name, place.branch),
+        "scores": score_section(manifest.scores),
+        "how_it_was_made": _how_it_was_made(manifest, method),
+        "evidence": evidence(manifest, has_picture),
+        "rounding": _rounding(manifest),
+        "limits": "## Limits\n\n" + "\n".join(f"- {line}" for line in listed_limits),
+        "warnings": _warnings(manifest),
+        "files": _files(manifest, manifest.card.files_from_base),
+        "repeat": how_to_repeat(manifest.run, method),
+        "license": f"## License\n\n{license_.reason}",
+        "citation": "## Citation\n\n" + fenced(bibtex(method).splitlines(), "bibtex"),
+    }
 
 
 def _run_label(run: RunRecord) -> str:
@@ -92,14 +85,44 @@ def _record_label(record: CheckpointRecord) -> str:
     return link(code(record.source), record.source)
 
 
-def _headline(manifest: Manifest) -> str:
-    run, method = manifest.run, manifest.method
-    assert method is not None, "a manifest of a model names its method"
+def _headline(manifest: Manifest, method: MethodRecord) -> str:
+    run = manifest.run
     start = f"This is the RL run {_run_label(run)}, which started from {_record_label(run.base)},"
-    standing = "predicted, not evaluated"
+    return f"{start} {_how_far(run, method)}; **{_standing(manifest)}**."
+
+
+def _standing(manifest: Manifest) -> str:
+    if manifest.scores:
+        return f"measured: {measured_words(manifest.scores)}"
     if manifest.sweep is not None:
-        standing = "its size was chosen by the scores below, and it is not evaluated beyond them"
-    return f"{start} {_how_far(run, method)}; **{standing}**."
+        return "its size was chosen by the scores below, and it is not evaluated beyond them"
+    return "predicted, not evaluated"
+
+
+def _glance(manifest: Manifest, method: MethodRecord) -> str:
+    """Put what a reader asks first into a few lines."""
+    steps = [record.step for record in manifest.run.checkpoints]
+    span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+    what = f"LoRA adapter of rank {manifest.rank}" if is_adapter(manifest) else "model"
+    counted = f"{len(steps)} checkpoint" + ("" if len(steps) == 1 else "s")
+    rows = [
+        ["**What**", f"a {what}, computed from checkpoints; nobody trained it"],
+        ["**From**", f"{counted} of {_run_label(manifest.run)} ({span})"],
+        ["**Base**", _record_label(manifest.run.base)],
+        ["**How far**", _how_far(manifest.run, method)],
+        ["**Method**", f"`{one_line(method.name)}`, [{prose(method.paper)}]({_paper(method)})"],
+        ["**Evaluated**", f"{_standing(manifest)}" if manifest.scores else "no"],
+    ]
+    trust = manifest.trust
+    if trust is not None:
+        is_beyond = trust.requested is not None and trust.requested > trust.cap
+        beyond = "; **this model goes beyond that**" if is_beyond else ""
+        rows.append(["**Direction of the run**", f"{prose(trust.verdict)}{beyond}"])
+    return table(["", ""], rows)
+
+
+def _paper(method: MethodRecord) -> str:
+    return quote(method.url, safe=":/")
 
 
 def _how_far(run: RunRecord, method: MethodRecord) -> str:
@@ -130,8 +153,9 @@ def _how_it_was_made(manifest: Manifest, method: MethodRecord) -> str:
             "## How it was made",
             f"No training: every weight was computed from checkpoints that the run had "
             f"already written, by the method `{one_line(method.name)}` of "
-            f"[{prose(method.paper)}]({quote(method.url, safe=':/')}), with alpharl-hub "
-            f"{prose(manifest.versions.alpharl_hub)} and torch {prose(manifest.versions.torch)}.",
+            f"[{prose(method.paper)}]({_paper(method)}), with "
+            f"{code(f'alpharl-hub {manifest.versions.alpharl_hub}')} and "
+            f"{code(f'torch {manifest.versions.torch}')}.",
             "\n".join(f"- {line}" for line in _parameters(manifest, method)),
             f"Of {len(manifest.tensors)} tensors{changed}: {'; '.join(done)}.",
             _checkpoint_table(manifest.run),
@@ -194,130 +218,6 @@ def _checkpoint_row(record: CheckpointRecord, is_base: bool, scored: bool) -> li
     return [*row, number(record.score)] if scored else row
 
 
-def _trust(trust: TrustRecord | None) -> str:
-    if trust is None:
-        return "How steady the run's direction is was not read."
-    words = [f"**{prose(trust.verdict)}**"]
-    if trust.cosine is None:
-        words.append("The direction of the update could not be read from these checkpoints.")
-    else:
-        words.append(_cosine_words(trust, trust.cosine))
-    words.append(
-        f"By that rule an extrapolation is taken to hold up to {number(trust.cap)} x the last "
-        "observed step" + (" (1 x: rather keep the last checkpoint)." if trust.cap <= 1 else ".")
-    )
-    if trust.requested is not None:
-        beyond = trust.requested > trust.cap
-        verb = "which is beyond that" if beyond else "which is within that"
-        words.append(f"This model was asked for at {number(trust.requested)} x, {verb}.")
-    words.append("The rule was learnt on small models; it is a guide and no guarantee.")
-    return "\n\n".join((words[0], " ".join(words[1:])))
-
-
-def _cosine_words(trust: TrustRecord, cosine: float) -> str:
-    middle = "" if trust.middle_step is None else f" (they meet at step {trust.middle_step})"
-    share = ""
-    if trust.share_of_entries is not None:
-        share = f", read on the {number(100 * trust.share_of_entries, '.2g')} % smallest weights"
-    floor = f" (rounding noise there: {number(trust.floor, '.2g')})" if trust.floor else ""
-    text = (
-        f"The first and the second half of the run's update{middle} point the same way to a "
-        f"cosine of {number(cosine, '.2f')}{share}{floor}; 1 is a straight path."
-    )
-    if trust.cosine_all_entries is not None:
-        text += f" Over all weights it is {number(trust.cosine_all_entries, '.2f')}."
-    if trust.speed is not None:
-        text += f" The second half moved {number(trust.speed, '.2f')} x as fast along the first."
-    return text
-
-
-def _auto(auto: AutoRecord | None) -> str:
-    """Say how method and horizon were chosen."""
-    if auto is None:
-        return ""
-    lines = [f"- {prose(words)}" for words in (*auto.words, f"clock: {auto.clock}")]
-    if auto.forced and auto.ratio <= 1:
-        lines.append("- **the tool would have kept the last checkpoint; it was told to go on**")
-    return "## How far: chosen by the tool\n\n" + "\n".join(lines)
-
-
-def _sweep(sweep: SweepRecord | None) -> str:
-    """Show the scores that the size was chosen by."""
-    if sweep is None:
-        return ""
-    rows = []
-    for value, score in sorted(zip(sweep.values, sweep.scores, strict=True)):
-        remarks = ["**this model**"] if value == sweep.best_value else []
-        remarks += ["the last observed checkpoint"] if value == sweep.last_value else []
-        rows.append([number(value, "g"), number(score), ", ".join(remarks)])
-    better = "lower is better" if sweep.lower_is_better else "higher is better"
-    return (
-        "## Size: chosen by a score\n\nWhoever made this model scored candidates of several "
-        f"{sweep.axis}s with an evaluation of their own ({better}) and kept the best. The best of "
-        "several looks better than it is: measure it on other problems.\n\n"
-        + table([sweep.axis, "score", ""], rows)
-    )
-
-
-def _fit(tensors: tuple[TensorRecord, ...]) -> str:
-    seen = [tensor for tensor in tensors if tensor.sigma is not None]
-    if not seen:
-        return "## Spectrum and fit\n\nThis method looks at no spectrum, so there is none to show."
-    groups: dict[str, list[TensorRecord]] = {}
-    for tensor in seen:
-        groups.setdefault(layer_and_group(tensor.name)[1], []).append(tensor)
-    rows = [
-        [
-            code(group),
-            str(len(members)),
-            _median([tensor.sigma for tensor in members]),
-            _median([tensor.rank1_share for tensor in members], ".2f"),
-            _median([tensor.q2_step for tensor in members], ".2f"),
-            _median([tensor.q2_score for tensor in members], ".2f"),
-            _median([tensor.r2_step_in_sample for tensor in members], ".2f"),
-        ]
-        for group, members in groups.items()
-    ]
-    header = ["module", "matrices", "σ₁", "rank-1 share", "Q² step", "Q² score", "R² in-sample"]
-    parts = (
-        "## Spectrum and fit",
-        "Medians over the layers, of the update at the last observed checkpoint. σ₁ is its "
-        "largest singular value; the rank-1 share is the part of its squared norm that lies "
-        "in that one direction. Q² is how well a left-out checkpoint is predicted from the "
-        "others (1 is perfect, 0 or less is none). R² in-sample is shown because it is usual: "
-        "pure noise reaches high values of it, so it proves nothing.",
-        table(header, rows[:_MAX_ROWS]),
-        _share_map(seen),
-    )
-    return "\n\n".join(part for part in parts if part)
-
-
-def _median(values: list[float | None], spec: str = ".3g") -> str:
-    present = [value for value in values if value is not None]
-    return number(median(present), spec) if present else ABSENT
-
-
-def _share_map(tensors: list[TensorRecord]) -> str:
-    """Draw the rank-1 share of every matrix as one digit, a row per module, a column per layer."""
-    digits: dict[str, dict[int, str]] = {}
-    for tensor in tensors:
-        layer, group = layer_and_group(tensor.name)
-        if layer is not None and tensor.rank1_share is not None:
-            tenths = min(9, max(0, int(10 * tensor.rank1_share)))
-            digits.setdefault(group, {}).setdefault(layer, str(tenths))
-    if not digits:
-        return ""
-    layers = sorted({layer for row in digits.values() for layer in row})[:_MAX_LAYERS]
-    names = {group: one_line(group, 32) for group in list(digits)[:_MAX_ROWS]}
-    width = max(len(name) for name in names.values())
-    lines = [
-        f"{name:<{width}}  " + "".join(digits[group].get(layer, ".") for layer in layers)
-        for group, name in names.items()
-    ]
-    title = f"{'':<{width}}  layer {layers[0]} to {layers[-1]}; 4 stands for a share of 0.4 to 0.5"
-    return "Rank-1 share of every matrix:\n\n" + fenced([title, *lines], "text")
-
-
 def _rounding(manifest: Manifest) -> str:
     rounding = manifest.rounding
     if rounding is None or rounding.loss is None:
@@ -335,8 +235,8 @@ def _stored_dtypes(manifest: Manifest) -> str:
     return ", ".join(code(dtype) for dtype in dict.fromkeys(t.dtype for t in manifest.tensors))
 
 
-def _files(manifest: Manifest, facts: CardFacts) -> str:
-    source = "base" if facts.files_from_base else "last observed checkpoint"
+def _files(manifest: Manifest, from_base: bool) -> str:
+    source = "base" if from_base else "last observed checkpoint"
     names = list(manifest.copied_files)
     words = f"Copied from the {source}: {listed(names)}." if names else "No other files."
     if manifest.method is not None and manifest.method.dtype and not is_adapter(manifest):

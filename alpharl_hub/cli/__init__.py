@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import click
 
 from alpharl_hub.cli.backtest import backtest
+from alpharl_hub.cli.card import card
 from alpharl_hub.cli.compare import compare
 from alpharl_hub.cli.demo import demo
 from alpharl_hub.cli.extract import extract
@@ -30,31 +30,18 @@ class AlphaRLGroup(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command that was asked for."""
-        before = signal.signal(signal.SIGINT, _leave)
         try:
             return super().invoke(context)
         except AlphaRLError as error:
             if os.environ.get(DEBUG_VARIABLE):
                 raise
             raise click.ClickException(_one_line(error)) from error
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 def _one_line(error: AlphaRLError) -> str:
     """Return what went wrong, safe to print; names that others chose may be long."""
     line = escape_text(" ".join(str(error).split()))
     return line if len(line) <= _MAX_LINE_CHARS else f"{line[:_MAX_LINE_CHARS]} ..."
-
-
-def _leave(number: int, _frame: object) -> None:
-    """End at once: until a command listens to signals itself, only imports are going on.
-
-    An exception would not do. Imported in the wrong moment a package takes it for its own failure
-    and goes on without a part of itself (seen with numpy, which torch can do without).
-    """
-    os.write(2, b"stopped\n")
-    os._exit(128 + number)
 
 
 @click.group(cls=AlphaRLGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -68,5 +55,5 @@ def main() -> None:
     """
 
 
-for command in (inspect, report, backtest, extract, predict, sweep, compare, push, demo):
+for command in (inspect, report, backtest, extract, predict, sweep, compare, card, push, demo):
     main.add_command(command)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from alpharl_hub.cli.compare_screen import print_comparison
-from alpharl_hub.cli.options import compute_options, output_options
+from alpharl_hub.cli.options import allow_host_option, compute_options, output_options
 from alpharl_hub.cli.requests import compute_request, tell_ambiguous
 from alpharl_hub.cli.running import print_json, running, tell_wait
 from alpharl_hub.cli.terminal import data_console
@@ -18,6 +18,7 @@ from alpharl_hub.cli.terminal import data_console
 @click.argument("second", metavar="B")
 @click.option("--base", metavar="REPO|FOLDER", help="The model that B was trained from.")
 @click.option("--token", help="Hub token; HF_TOKEN is safer: other users see command lines.")
+@allow_host_option
 @compute_options
 @output_options
 def compare(first: str, second: str, as_json: bool, **options: Any) -> None:
@@ -36,12 +37,13 @@ def compare(first: str, second: str, as_json: bool, **options: Any) -> None:
     if not options["quiet"]:
         for text, what in ((first, "A"), (second, "B"), (options["base"] or "", "--base")):
             tell_ambiguous(text, what)
-    with running(options) as session:
+    with running(options, keeps_work=False) as session:
         request = CompareRequest(
             first=first,
             second=second,
             base=options["base"],
             token=(options["token"] or "").strip() or None,
+            allowed_hosts=frozenset(options["allow_host"]),
             on_wait=tell_wait(options["verbose"]),
             stop=session.stop,
         )

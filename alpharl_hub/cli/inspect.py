@@ -38,7 +38,7 @@ def inspect(run: str, as_json: bool, **options: Any) -> None:
     """
     from alpharl_hub.pipeline import inspect_run
 
-    with running(options) as session:
+    with running(options, keeps_work=False) as session:
         inspection = inspect_run(
             run_request(run, options, session),
             scope_options(options),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -56,8 +58,33 @@ class StepAt(click.ParamType):  # type: ignore[type-arg]
         return name, int(step)
 
 
+class HostName(click.ParamType):  # type: ignore[type-arg]
+    """HOST of --allow-host: a name or a number, as a URL holds it but without port and path."""
+
+    name = "host"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> str:
+        """Return it in lower case, without the brackets of IPv6 and the dot of the root."""
+        text = str(value).strip()
+        try:
+            return str(ipaddress.ip_address(text.strip("[]")))
+        except ValueError:
+            pass
+        if re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", text):
+            return text.rstrip(".").lower()
+        try:
+            host = urlsplit(text if "://" in text else f"//{text}").hostname or ""
+        except ValueError:
+            host = ""
+        meant = host if re.fullmatch(r"[\w.:-]+", host) else "HOST, once for each"
+        self.fail(f"{value!r} is no name of a host; write --allow-host {meant}", param, context)
+
+
 allow_host_option = click.option(
     "--allow-host",
+    type=HostName(),
     multiple=True,
     metavar="HOST",
     help="Follow the Hub to this host in a private network.",

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from alpharl_hub.cli.card import card_template_option, read_card_template
 from alpharl_hub.cli.options import (
     compute_options,
     executor_options,
@@ -48,6 +49,7 @@ from alpharl_hub.cli.running import print_json, running, show_auto, show_notices
     help="Repeat the run of an alpharl.json (local runs: name RUN and --base too).",
 )
 @click.option("--license", "license_id", metavar="ID", help="License that the card states.")
+@card_template_option
 @as_adapter_option
 @predict_options
 @run_options
@@ -78,9 +80,10 @@ def predict(
     check_predict_arguments(run, manifest, output, push_to, options)
     if manifest is not None:
         refuse_given(REPEATED_OPTIONS, "--from repeats a run as it was")
+    template = read_card_template(options["card_template"])
     with running(options) as session:
         request = run_request(run or "", options, session)
-        where = destination(output, push_to, options, session.stop)
+        where = destination(output, push_to, options, session.stop, template)
         compute, hooks = compute_request(options), session.hooks()
         if manifest is not None:
             answer = repeat_run(manifest, request, where, compute, hooks)

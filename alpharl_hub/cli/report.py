@@ -2,45 +2,71 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
+from rich.console import Console
 
 from alpharl_hub.cli.options import compute_options, output_options, run_options
+from alpharl_hub.cli.report_files import report_file_options, write_report_files
+from alpharl_hub.cli.report_options import detail_options, details_of
 from alpharl_hub.cli.report_screen import print_report
 from alpharl_hub.cli.requests import compute_request, run_request, scope_options
 from alpharl_hub.cli.running import print_json, running
-from alpharl_hub.cli.terminal import data_console
+from alpharl_hub.cli.terminal import data_console, escape_text
+
+_FILES = ("--plot", "--html", "--csv")
 
 
 @click.command()
-@click.argument("run")
+@click.argument("run", required=False, metavar="RUN")
 @run_options
 @click.option("--quick", is_flag=True, help="Read a fiftieth: some matrices of each kind, 5 steps.")
 @click.option("--force", is_flag=True, help="Go on though the base looks wrong.")
+@detail_options
+@report_file_options
 @compute_options
 @output_options
-def report(run: str, quick: bool, as_json: bool, **options: Any) -> None:
+def report(run: str | None, quick: bool, as_json: bool, **options: Any) -> None:
     """Show how rank-1 and how linear RUN is: a spectral report.
 
-    RUN may be a folder that `extract` wrote; then only that is read.
+    RUN may be a folder that `extract` wrote; then only that is read, and the details below cost
+    nothing. Write RUN before --layers and --modules, whose values may be left out.
 
     \b
     alpharl-hub report allenai/Olmo-3-7B-RL-Zero-Math --quick
     alpharl-hub report ./factors
+    alpharl-hub report ./factors --layers 0,4-7 --modules q_proj --sort drift
     """
     from alpharl_hub.pipeline import report_run
     from alpharl_hub.reporting.report import ReportRequest
 
-    with running(options) as session:
+    details = details_of(run, {**options, "as_json": as_json})
+    with running(options, keeps_work=False) as session:
         answer = report_run(
-            run_request(run, options, session),
+            run_request(str(run), options, session),
             scope_options(options),
-            ReportRequest(quick),
+            ReportRequest(quick, details.num_singular_values or 1),
             compute_request(options),
             session.hooks(),
         )
+    # First the files: what follows may end with the pipe that reads it.
+    written = write_report_files(answer, options, str(run))
     if as_json:
         print_json(answer)
     else:
-        print_report(answer, data_console())
+        more = [f"{flag} FILE" for flag in _FILES if not options[f"{flag.lstrip('-')}_file"]]
+        print_report(answer, _console(), details, quick=quick, more=more)
+    if not options["quiet"]:
+        for path in written:
+            click.echo(escape_text(f"wrote {path}"), err=True)
+
+
+def _console() -> Console:
+    """Return a console on stdout; into a pipe as wide as COLUMNS says, where it is exported."""
+    console = data_console()
+    columns = os.environ.get("COLUMNS", "")
+    if not console.is_terminal and columns.isdecimal() and int(columns) > 0:
+        console.width = int(columns)
+    return console

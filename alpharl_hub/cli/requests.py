@@ -18,7 +18,8 @@ from alpharl_hub.cli.terminal import escape_text, human_bytes
 from alpharl_hub.methods import AUTO, METHODS
 
 if TYPE_CHECKING:
-    from alpharl_hub.prediction.delivery import Destination
+    from alpharl_hub.card.template import CardTemplate
+    from alpharl_hub.prediction.destination import Destination
     from alpharl_hub.prediction.setting import PredictOptions
     from alpharl_hub.preparation import ScopeOptions
     from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions
@@ -211,10 +212,14 @@ def check_visibility_options(options: Mapping[str, Any]) -> None:
 
 
 def destination(
-    output: Path | None, push_to: str | None, options: Mapping[str, Any], stop: threading.Event
+    output: Path | None,
+    push_to: str | None,
+    options: Mapping[str, Any],
+    stop: threading.Event,
+    card_template: CardTemplate | None = None,
 ) -> Destination:
     """Build where a prediction goes."""
-    from alpharl_hub.prediction.delivery import Destination, PushRequest
+    from alpharl_hub.prediction.destination import Destination, PushRequest
 
     push = None
     if push_to is not None:
@@ -225,7 +230,12 @@ def destination(
             push_hooks(options, stop),
         )
     return Destination(
-        output, options["overwrite"], options["work_dir"], options["license_id"], push
+        output,
+        options["overwrite"],
+        options["work_dir"],
+        options["license_id"],
+        push,
+        card_template,
     )
 
 

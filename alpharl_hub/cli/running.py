@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _LOG_EVERY_S = 30.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GOES_ON = "stopped; the same command goes on from here"
+_BEGINS_ANEW = "stopped; the same command begins anew"
 _MAX_STOPPING_S = 4.0
 """A stalled connection is not waited for: what counts is on the disk already."""
 
@@ -44,6 +45,13 @@ class Progress:
     _is_first: bool = True
     _bar: Any = None
     _last_log_s: float | None = None
+    _is_resume_told: bool = False
+
+    def tell_resume(self, num_done: int, num_windows: int) -> None:
+        """Say once that an earlier start of this command is gone on with."""
+        if not self.quiet and not self._is_resume_told:
+            self._is_resume_told = True
+            tqdm.write(f"Goes on: {num_done} of {num_windows} windows are done", file=sys.stderr)
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
         """Show how far the reading is."""
@@ -91,11 +99,12 @@ class Progress:
 
 
 @contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+def stop_on_signals(stop: threading.Event, last_words: str = _GOES_ON) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `stop`; a second one ends the process at once.
 
-    When that ends the block early, the process ends with 130 (SIGINT) or 143 (SIGTERM). A block
-    that gets to its end all the same has done all that was asked: then no signal has come.
+    When that ends the block early, the process says `last_words` and ends with 130 (SIGINT) or 143
+    (SIGTERM). A block that gets to its end all the same has done all that was asked: then no signal
+    has come.
 
     A thread of its own takes the signals. A handler would run in the main thread between any two
     steps of it, also while that holds the lock of `stop` in a wait, and `stop.set()` would then
@@ -104,7 +113,9 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     received: list[int] = []
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    watcher = threading.Thread(target=_watch, args=(reading, stop, received), daemon=True)
+    watcher = threading.Thread(
+        target=_watch, args=(reading, stop, received, last_words), daemon=True
+    )
     watcher.start()
     wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = [signal.signal(number, _leave_to_watcher) for number in _SIGNALS]
@@ -113,7 +124,7 @@ def stop_on_signals(stop: threading.Event) -> Iterator[None]:
     except BaseException as error:
         if not received:
             raise
-        _say(_GOES_ON)
+        _say(last_words)
         raise SystemExit(128 + received[0]) from error
     finally:
         for number, handler in zip(_SIGNALS, before, strict=True):
@@ -138,12 +149,12 @@ def _leave_to_watcher(_number: int, _frame: object) -> None:
     """Do nothing: Python has written the signal's number to the pipe already."""
 
 
-def _watch(reading: int, stop: threading.Event, received: list[int]) -> None:
+def _watch(reading: int, stop: threading.Event, received: list[int], last_words: str) -> None:
     """Wait for signals, whose numbers come through the pipe, until its other end is closed."""
     timeout_s = None
     while True:
         if not select.select([reading], [], [], timeout_s)[0]:
-            _say(_GOES_ON)
+            _say(last_words)
             os._exit(128 + received[0])
         data = os.read(reading, 1)
         if not data:
@@ -206,14 +217,17 @@ class Session:
         from alpharl_hub.windows.streaming import Hooks
 
         limit_threads()
-        return Hooks(self.progress, self.stop)
+        return Hooks(self.progress, self.stop, self.progress.tell_resume)
 
 
 @contextmanager
-def running(options: Mapping[str, Any]) -> Iterator[Session]:
-    """Run a long command: signals stop it, and its progress is taken away at the end."""
+def running(options: Mapping[str, Any], keeps_work: bool = True) -> Iterator[Session]:
+    """Run a long command: signals stop it, and its progress is taken away at the end.
+
+    `keeps_work`: the same command goes on from where it was stopped.
+    """
     session = Session(Progress(options["quiet"]), threading.Event())
-    with stop_on_signals(session.stop):
+    with stop_on_signals(session.stop, _GOES_ON if keeps_work else _BEGINS_ANEW):
         try:
             yield session
         finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alpharl_hub.cli.card import card_template_option, read_card_template
 from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
 from alpharl_hub.cli.predict_options import NumberList, predict_options
 from alpharl_hub.cli.push_options import push_options
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option("--push-to", metavar="ORG/NAME", help="The repo to push the best model to.")
 @click.option("--license", "license_id", metavar="ID", help="License that the card states.")
+@card_template_option
 @predict_options
 @run_options
 @push_options
@@ -76,9 +78,10 @@ def sweep(
     from alpharl_hub.sweeping.evaluation import EvaluationError
 
     _check(output, push_to, options)
+    template = read_card_template(options["card_template"])
     with running(options) as session:
         request = run_request(run, options, session)
-        where = destination(output, push_to, options, session.stop)
+        where = destination(output, push_to, options, session.stop, template)
         logs = Path(
             f"{output}.sweep" if output is not None else f"{str(push_to).split('/')[-1]}.sweep"
         )

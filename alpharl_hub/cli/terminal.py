@@ -7,10 +7,12 @@ alone. Console markup is off: a tensor called "[bold]" is printed as it is calle
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import warnings
 from itertools import pairwise
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.box import Box
 from rich.console import Console
@@ -67,6 +69,31 @@ def escape_text(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
+
+
+def escape_words_of_libraries() -> None:
+    """Have what libraries log and warn of spelt out too: some of it are a server's own words.
+
+    The Hub's client shows an X-HF-Warning as it came:
+    https://github.com/huggingface/huggingface_hub/blob/v1.0.0/src/huggingface_hub/utils/_http.py
+    """
+    make_record = logging.getLogRecordFactory()
+    format_warning = warnings.formatwarning
+
+    def escaped_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make_record(*args, **kwargs)
+        record.msg, record.args = _escape_lines(record.getMessage()), None
+        return record
+
+    def escaped_warning(*args: Any, **kwargs: Any) -> str:
+        return _escape_lines(format_warning(*args, **kwargs))
+
+    logging.setLogRecordFactory(escaped_record)
+    warnings.formatwarning = escaped_warning
+
+
+def _escape_lines(text: str) -> str:
+    return "\n".join(escape_text(line) for line in text.split("\n"))
 
 
 def human_bytes(num_bytes: int) -> str:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from alpharl_hub.errors import ResourceError
+from alpharl_hub.executors.in_hand import InHand
 from alpharl_hub.executors.read_ahead import ReadAhead
 from alpharl_hub.windows.devices import (
     CPU,
@@ -52,8 +53,9 @@ WindowWork = Callable[[WindowReads, str], Result]
 
 Write = Callable[[], None]
 
-_Done: TypeAlias = "queue.SimpleQueue[tuple[Window, Result] | BaseException | None]"
-"""Windows with their results, what went wrong, and a None for each worker that ends."""
+_Done: TypeAlias = "queue.SimpleQueue[tuple[Window, Result, InHand] | BaseException | None]"
+"""Windows with their results and whose they are, what went wrong, a None for each worker that ends.
+"""
 
 
 @runtime_checkable
@@ -103,6 +105,8 @@ class LocalExecutor(Generic[Result]):
         devices: torch device names; one worker each, the same name may stand twice.
         stop: set from outside (a signal) to end soon; set here when a worker fails.
         events: who is told of windows that did not fit on their device.
+        is_kept: whoever takes a result keeps it for good before the next one is taken. Then a
+            worker never has two finished windows that are not kept.
     """
 
     def __init__(
@@ -112,11 +116,13 @@ class LocalExecutor(Generic[Result]):
         devices: Sequence[str],
         stop: threading.Event,
         events: Events | None = None,
+        is_kept: bool = False,
     ) -> None:
         self.reader = reader
         self.work = work
         self.stop = stop
         self.events = events or Events()
+        self.is_kept = is_kept
         self._devices = devices
 
     def run(self, windows: Sequence[Window]) -> Iterator[tuple[Window, Result]]:
@@ -154,7 +160,9 @@ class LocalExecutor(Generic[Result]):
             elif isinstance(item, BaseException):
                 failure = failure if failure and not isinstance(failure, Stopped) else item
             elif failure is None:
-                yield item
+                window, result, in_hand = item
+                yield window, result
+                in_hand.kept(window)
         if failure is not None:
             raise failure
 
@@ -178,6 +186,7 @@ class _Worker(Generic[Result]):
         self._arrive_on = device
         """Where readings wait until their turn: the CPU once the device had too little memory."""
         self._ahead: ReadAhead
+        self._in_hand = InHand(executor.stop, executor.is_kept)
         # One window is being written at the most while the next is computed.
         self._is_free = threading.Semaphore()
         self._computed: queue.Queue[tuple[Window, Result, Write] | None] = queue.Queue()
@@ -264,7 +273,7 @@ class _Worker(Generic[Result]):
                 raise Stopped
             return executor.reader.begin(window, position, copies, pool)
 
-        return ReadAhead(begin, windows, self._todo)
+        return ReadAhead(begin, windows, self._todo, self._in_hand)
 
     def _write_all(self) -> None:
         """Write window after window; after a failure the rest is only taken, so nobody waits."""
@@ -274,7 +283,7 @@ class _Worker(Generic[Result]):
             try:
                 if not has_failed:
                     write()
-                    self._done.put((window, result))
+                    self._done.put((window, result, self._in_hand))
             except BaseException as error:
                 # Not swallowed: handed to the thread that collects, which raises it.
                 has_failed = True

@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from alpharl_hub.executors.in_hand import InHand
 from alpharl_hub.windows.plan import Window, read_once
 from alpharl_hub.windows.reader import Arrived, BegunReading, StoredTensors
 
@@ -24,6 +25,7 @@ class ReadAhead:
         begin: begins to read a window from the checkpoint at one position.
         windows: those to begin with.
         todo: where to take further ones from.
+        in_hand: says when a window may be read to its end.
     """
 
     def __init__(
@@ -31,8 +33,10 @@ class ReadAhead:
         begin: Callable[[Window, int], BegunReading],
         windows: Sequence[Window],
         todo: queue.SimpleQueue[Window],
+        in_hand: InHand,
     ) -> None:
         self._begin = begin
+        self._in_hand = in_hand
         self._first = deque(windows)
         self._todo = todo
         self._begun: deque[tuple[Window, list[int]]] = deque()
@@ -99,7 +103,10 @@ class ReadAhead:
         while (window := self._next()) is not None:
             read: list[int] = []
             self._begun.append((window, read))
+            self._in_hand.begin(window)
             for position in window.positions:
+                if position == window.positions[-1]:
+                    self._in_hand.wait_to_end(window, self._is_cancelled.is_set)
                 self._room.acquire()
                 if self._is_cancelled.is_set():
                     return

@@ -19,8 +19,16 @@ import torch
 from torch import Tensor
 
 from alpharl_hub import strict_json
+from alpharl_hub.errors import HeaderError
 from alpharl_hub.numerics.low_rank import LowRank
-from alpharl_hub.output.shards import OutputFile, OutputTensor, ShardWriter, lay_out
+from alpharl_hub.output.read_back import crc_of, drop_cached
+from alpharl_hub.output.shards import (
+    DamagedError,
+    OutputFile,
+    OutputTensor,
+    ShardWriter,
+    lay_out,
+)
 from alpharl_hub.safetensors_header import PREFIX_NUM_BYTES, header_num_bytes, parse_header
 from alpharl_hub.sources.adapters import ADAPTER_FILE
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
@@ -114,8 +122,10 @@ def make_adapter(
     return AdapterFiles(text.encode(), lay_out(ADAPTER_FILE, outputs, {"format": "pt"}), tensors)
 
 
-def write_factors(folder: Path, index: int, updates: Mapping[str, LowRank]) -> None:
+def write_factors(folder: Path, index: int, updates: Mapping[str, LowRank]) -> Mapping[str, int]:
     """Write the factors that one window gave, in their dtype; on the disk when this returns.
+
+    Returns the CRC-32 of what was written of each update.
 
     Raises:
         WriteError: the disk refuses.
@@ -126,7 +136,7 @@ def write_factors(folder: Path, index: int, updates: Mapping[str, LowRank]) -> N
         tensors[f"{name}.left"] = update.left_MR.cpu().contiguous()
         tensors[f"{name}.right"] = update.right_RN.cpu().contiguous()
     outputs = [OutputTensor(n, codes[t.dtype], tuple(t.shape)) for n, t in tensors.items()]
-    file = lay_out(f"{_FACTORS_STEM}{index}.safetensors", outputs, {})
+    file = lay_out(factors_path(folder, index).name, outputs, {})
     writer = ShardWriter(folder, [file])
     try:
         writer.open()
@@ -135,18 +145,47 @@ def write_factors(folder: Path, index: int, updates: Mapping[str, LowRank]) -> N
         writer.complete(file.filename)
     finally:
         writer.close()
+    return {name: _update_crc(tensors, name) for name in updates}
 
 
-def read_factors(folder: Path, index: int) -> Mapping[str, LowRank]:
-    """Read what `write_factors` wrote, widened to fp32."""
-    tensors = map_tensors(folder / f"{_FACTORS_STEM}{index}.safetensors")
+def _update_crc(tensors: Mapping[str, Tensor], name: str) -> int:
+    return crc_of(memory_of(tensors[f"{name}.{side}"]) for side in ("left", "right"))
+
+
+def factors_path(folder: Path, index: int) -> Path:
+    """Return where the factors of a window lie."""
+    return folder / f"{_FACTORS_STEM}{index}.safetensors"
+
+
+def read_factors(folder: Path, index: int, crcs: Mapping[str, int]) -> Mapping[str, LowRank]:
+    """Read what `write_factors` wrote, and answered, widened to fp32.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    path = factors_path(folder, index)
+    try:
+        tensors = map_tensors(path)
+    except (OSError, HeaderError) as error:
+        raise _damaged(path, "it") from error
     names = [name.removesuffix(".left") for name in tensors if name.endswith(".left")]
+    for name, crc32 in crcs.items():
+        if name not in names or _update_crc(tensors, name) != crc32:
+            raise _damaged(path, name)
     return {n: LowRank(tensors[f"{n}.left"].float(), tensors[f"{n}.right"].float()) for n in names}
+
+
+def _damaged(path: Path, name: str) -> DamagedError:
+    return DamagedError(
+        f"{path}: {name} reads back other than it was written; see to the disk (or who else writes "
+        "there), then start again with the same arguments: only this is done again"
+    )
 
 
 def map_tensors(path: Path) -> Mapping[str, Tensor]:
     """Return the tensors of a file of ours without reading them: pages come when they are used."""
     with path.open("rb") as file:
+        drop_cached(file.fileno())
         # Private: torch would warn of a tensor that cannot be written to.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     length = header_num_bytes(mapped[:PREFIX_NUM_BYTES], len(mapped), str(path))

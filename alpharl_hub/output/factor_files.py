@@ -16,6 +16,7 @@ import torch
 from alpharl_hub import strict_json
 from alpharl_hub.errors import ManifestError, SourceError
 from alpharl_hub.numerics.factors import Factors
+from alpharl_hub.output.read_back import Run, crc_of
 from alpharl_hub.output.shards import OutputFile, OutputTensor, ShardWriter, lay_out
 from alpharl_hub.safetensors_header import header_num_bytes, parse_header
 from alpharl_hub.sources.local import LocalFolder
@@ -97,18 +98,33 @@ class FactorWriter:
             self._writer.sync(filename)
 
     def _write_one(self, name: str, factors: Factors) -> None:
-        for field, values in (
-            ("u", factors.u_TRM),
-            ("sigma", factors.sigma_TR),
-            ("v", factors.v_TRN),
-            ("frobenius", factors.frobenius_T),
-        ):
+        for field, host in zip(FIELDS, _stored(factors), strict=True):
             ref = self._refs[f"{name}.{field}"]
-            host = values.contiguous()
             assert tuple(host.shape) == ref.shape, (
                 f"{name}.{field}: {host.shape} planned {ref.shape}"
             )
             self._writer.write(ref.filename, ref.start, memory_of(host))
+
+
+def _stored(factors: Factors) -> tuple[torch.Tensor, ...]:
+    """What is written of a matrix, one behind the other, in the order of FIELDS."""
+    values = (factors.u_TRM, factors.sigma_TR, factors.v_TRN, factors.frobenius_T)
+    return tuple(value.contiguous() for value in values)
+
+
+def factors_crc(factors: Factors) -> int:
+    """Return the CRC-32 of what is written of a matrix."""
+    return crc_of(memory_of(host) for host in _stored(factors))
+
+
+def factor_runs(file: OutputFile, crcs: Mapping[str, int]) -> list[Run]:
+    """Return the runs of a file, one for each of its matrices, from the CRC-32 of all matrices."""
+    refs = {ref.name: ref for ref in file.tensors}
+    return [
+        Run(refs[f"{name}.{FIELDS[0]}"].start, refs[f"{name}.{FIELDS[-1]}"].stop, crc32)
+        for name, crc32 in crcs.items()
+        if f"{name}.{FIELDS[0]}" in refs
+    ]
 
 
 class FactorFolder:

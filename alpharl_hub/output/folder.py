@@ -7,6 +7,7 @@ Nothing appears at the output's name before everything is there. Work goes on in
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import shutil
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from alpharl_hub.errors import ResourceError, WriteError
 from alpharl_hub.manifest import MANIFEST_NAME
+from alpharl_hub.output.read_back import drop_cached
 from alpharl_hub.output.shards import sync_folder, write_error
 
 _SPARE_BYTES = 16 << 20
@@ -121,32 +123,55 @@ def _on_same_disk(result: Path, output: Path) -> Path:
         if error.errno != errno.EXDEV:
             raise
         shutil.copytree(result, staged)
-        for path in staged.iterdir():
-            _sync_file(path)
+        _require_copy(result, staged)
         sync_folder(staged)
         return staged
     staged.rmdir()
     return result
 
 
+def _require_copy(result: Path, staged: Path) -> None:
+    """Return when a copied folder is on its disk and was read back.
+
+    Raises:
+        WriteError: it holds something else.
+    """
+    for path in staged.iterdir():
+        _sync_file(path)
+        if not filecmp.cmp(result / path.name, path, shallow=False):
+            raise _damaged(path)
+
+
 def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        drop_cached(descriptor)
     finally:
         os.close(descriptor)
 
 
+def _damaged(path: Path) -> WriteError:
+    return WriteError(
+        f"{path}: reads back other than it was written; see to the disk, then start again with the "
+        "same arguments"
+    )
+
+
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file, durable on return.
+    """Write a small file, durable on return and read back.
 
     Raises:
-        WriteError: the disk refuses.
+        WriteError: the disk refuses, or gives back something else.
     """
     try:
         with open(path, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            drop_cached(file.fileno())
+        found = path.read_bytes()
     except OSError as error:
         raise write_error(path, error) from error
+    if found != data:
+        raise _damaged(path)

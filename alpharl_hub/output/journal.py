@@ -9,11 +9,11 @@ process at a time holds the folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import stat
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,10 +21,11 @@ from itertools import count
 from pathlib import Path
 
 from alpharl_hub.errors import FitError, WriteError
+from alpharl_hub.output.folder import work_folder_beside
+from alpharl_hub.output.lock import LOCK_NAME, HeldError, hold_beside, take_lock
 from alpharl_hub.output.shards import sync_folder, write_error
 
 JOURNAL_NAME = "journal.jsonl"
-LOCK_NAME = "lock"
 DEFAULT_PARENT = ".alpharl-hub"
 """Where runs without an output folder work, each in a folder of its own."""
 
@@ -32,12 +33,12 @@ RESULT_FOLDER = "result"
 """Where inside the work folder the output is put together."""
 
 
-class HeldError(WriteError):
-    """Another process holds the folder."""
+_FORMS = ({"key", "result"}, {"forget"})
+"""The names in a line behind the first: what was done, and what of that is to be done again."""
 
 
 class Journal:
-    """Results of finished windows by their index, on disk.
+    """Results of finished windows by their index, on disk; safe to share between threads.
 
     Args:
         folder: the work folder; created when missing.
@@ -55,12 +56,8 @@ class Journal:
         is_strange = self._result.exists() and not (folder / LOCK_NAME).exists()
         if is_strange:
             raise WriteError(f"{self._result}: not made by this tool; choose another --work-dir")
-        try:
-            _make_folder(folder)
-            self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        except OSError as error:
-            raise write_error(folder, error) from error
-        self._take_lock()
+        self._lock = take_lock(folder)
+        self._writing = threading.Lock()
         self._checksum = 0
         try:
             self.results = self._read(identity)
@@ -76,18 +73,6 @@ class Journal:
             raise
         if os.fstat(self._descriptor).st_size == 0:
             self._append({"identity": identity})
-
-    def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise HeldError(
-                f"{self.folder}: another process works there; wait for it, or choose another output"
-            ) from error
-        if os.fstat(self._lock).st_nlink == 0:
-            os.close(self._lock)
-            raise HeldError(f"{self.folder}: another process has just finished there; look again")
 
     def _read(self, identity: Mapping[str, object]) -> dict[str, object]:
         """Read what an earlier start left, cutting off a line that it could not finish."""
@@ -105,7 +90,13 @@ class Journal:
             shutil.rmtree(self._result, ignore_errors=True)
             return {}
         self._checksum = checksum
-        return {str(record["key"]): record["result"] for record in records[1:]}
+        found: dict[str, object] = {}
+        for record in records[1:]:
+            if "forget" in record:
+                found.pop(str(record["forget"]), None)
+            else:
+                found[str(record["key"])] = record["result"]
+        return found
 
     def record(self, key: str, result: object) -> None:
         """Keep one result; returns when it survives a power cut.
@@ -113,8 +104,19 @@ class Journal:
         Raises:
             WriteError: the disk refuses.
         """
-        self._append({"key": key, "result": result})
-        self.results[key] = result
+        with self._writing:
+            self._append({"key": key, "result": result})
+            self.results[key] = result
+
+    def forget(self, key: str) -> None:
+        """Have one thing done again by the next start; returns when that survives a power cut.
+
+        Raises:
+            WriteError: the disk refuses.
+        """
+        with self._writing:
+            self._append({"forget": key})
+            del self.results[key]
 
     def _append(self, record: Mapping[str, object]) -> None:
         line = _line(record).encode()
@@ -148,12 +150,21 @@ class Journal:
 
 
 @contextmanager
-def open_journal(folder: Path, identity: Mapping[str, object]) -> Iterator[Journal]:
-    """Hold a work folder, new or as an earlier start left it.
+def open_journal(
+    folder: Path, identity: Mapping[str, object], output: Path | None = None
+) -> Iterator[Journal]:
+    """Hold a work folder, new or as an earlier start left it, and the output that it is for.
 
     It is deleted in the end, and after an error that the same start would only meet again; after
     any other it stays, unless nothing was done yet.
     """
+    with ExitStack() as stack:
+        if output is not None:
+            stack.enter_context(hold_beside(work_folder_beside(output), folder))
+        yield from _open_journal(folder, identity)
+
+
+def _open_journal(folder: Path, identity: Mapping[str, object]) -> Iterator[Journal]:
     journal = Journal(folder, identity)
     is_useful = False
     try:
@@ -201,19 +212,6 @@ def _require_own(folder: Path) -> None:
             raise WriteError(f"{place}: a link or another user's; choose another --work-dir")
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder though others, who share its parent, may be deleting that when it is empty."""
-    if folder.is_dir():
-        return
-    for _ in range(3):
-        with suppress(FileNotFoundError):
-            folder.mkdir(parents=True, exist_ok=True)
-            break
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-    sync_folder(folder.parent)
-
-
 def _line(record: Mapping[str, object]) -> str:
     return json.dumps(record, sort_keys=True)
 
@@ -228,7 +226,7 @@ def _whole_records(data: bytes) -> tuple[list[dict[str, object]], int, int]:
         if not raw.endswith(b"\n") or found != b"%08x" % following:
             break
         record = _parse(line)
-        if record is None or set(record) != ({"key", "result"} if records else {"identity"}):
+        if record is None or set(record) not in (_FORMS if records else [{"identity"}]):
             break
         records.append(record)
         good_bytes, checksum = good_bytes + len(raw), following

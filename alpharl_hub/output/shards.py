@@ -1,22 +1,30 @@
 """The weight files of the output: laid out before any weight is read, written in place.
 
 A shard keeps the name, the tensors and their order of the last checkpoint's shard. It is written
-under a temporary name and gets its own when every byte is there and on the disk.
+under a temporary name and gets its own when every byte is on the disk, and was read back from it.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from alpharl_hub import safetensors_header, strict_json
 from alpharl_hub.errors import WriteError
+from alpharl_hub.output.read_back import Run, changed_runs, crc_of, gaps
 from alpharl_hub.trajectory import TensorRef
 
 PARTIAL_SUFFIX = ".partial"
+
+
+class DamagedError(WriteError):
+    """A file reads back other than it was written; `starts` are where the runs begin that do."""
+
+    starts: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,9 @@ class ShardWriter:
         self.folder = folder
         self.files = {file.filename: file for file in files}
         self._descriptors: dict[str, int] = {}
+        self._written: dict[str, dict[int, Run]] = {name: {} for name in self.files}
+        # A shard is completed while another process is given the descriptors of all.
+        self._lock = threading.Lock()
 
     def open(self) -> None:
         """Create the shards that do not exist yet and write their headers.
@@ -117,10 +128,13 @@ class ShardWriter:
     def _has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
-    def write(self, filename: str, start: int, data: memoryview) -> None:
-        """Write `data` at byte `start` of a shard."""
+    def write(self, filename: str, start: int, data: memoryview, crc32: int | None = None) -> None:
+        """Write `data`, whose CRC-32 may be known, at byte `start` of a shard."""
         path = self.folder / (filename + PARTIAL_SUFFIX)
         write_at(self._descriptor(filename), start, data, path)
+        if len(data):
+            checksum = crc_of([data]) if crc32 is None else crc32
+            self._written[filename][start] = Run(start, start + len(data), checksum)
 
     def sync(self, filename: str) -> None:
         """Return when what was written to a shard survives a power cut."""
@@ -138,18 +152,30 @@ class ShardWriter:
         They are on the disk first: a machine that shares it may else write its copy of a block
         back over what another has put there.
         """
-        for filename in self._descriptors:
-            self.sync(filename)
-        inodes = {name: os.fstat(fd).st_ino for name, fd in self._descriptors.items()}
+        with self._lock:
+            for filename in self._descriptors:
+                self.sync(filename)
+            inodes = {name: os.fstat(fd).st_ino for name, fd in self._descriptors.items()}
         return SharedShardWriter, (self.folder.absolute(), tuple(self.files.values()), inodes)
 
-    def complete(self, filename: str) -> Path:
-        """Give a shard its final name; every byte of it must have been written."""
+    def complete(self, filename: str, runs: Sequence[Run] | None = None) -> Path:
+        """Read a shard back, and give it its final name; every byte of it must have been written.
+
+        runs: what was written behind the header, where another process or an earlier start has
+        written some of it; without them, what this writer has written.
+
+        Raises:
+            DamagedError: it is not what was written. WriteError: the disk refuses.
+        """
         self.sync(filename)
-        os.close(self._descriptors.pop(filename))
         path = self.folder / filename
+        partial = path.with_name(filename + PARTIAL_SUFFIX)
+        written = self._written[filename].values() if runs is None else runs
+        check_written(partial, self.files[filename], written)
+        with self._lock:
+            os.close(self._descriptors.pop(filename))
         try:
-            os.rename(path.with_name(filename + PARTIAL_SUFFIX), path)
+            os.rename(partial, path)
         except OSError as error:
             raise write_error(path, error) from error
         sync_folder(self.folder)
@@ -203,6 +229,34 @@ def _not_shared(path: Path) -> WriteError:
         f"{path}: not the same file on {socket.gethostname()}; choose an output folder (or "
         "--work-dir) that all machines of the cluster share"
     )
+
+
+def check_written(path: Path, file: OutputFile, runs: Iterable[Run]) -> None:
+    """Read a file back that is on the disk, and compare its header and all runs behind that.
+
+    Raises:
+        DamagedError: it is not what was written. WriteError: it cannot be read.
+    """
+    known = [Run(0, len(file.header), crc_of([file.header])), *runs]
+    try:
+        wrong = {run.start for run in changed_runs(path, known)}
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be read back ({error.strerror or error}); see to the disk, then start "
+            "again with the same arguments"
+        ) from error
+    wrong |= {start for start, _ in gaps(known, file.num_bytes)}
+    if not wrong:
+        return
+    names = [ref.name for ref in file.tensors if any(ref.start <= s < ref.stop for s in wrong)]
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    damaged = DamagedError(
+        f"{path}: {names[0] if names else 'the header'}{more} reads back other than it was "
+        "written; see to the disk (or who else writes there), then start again with the same "
+        "arguments: only this is done again"
+    )
+    damaged.starts = frozenset(wrong)
+    raise damaged
 
 
 def write_at(descriptor: int, start: int, data: bytes | memoryview, path: Path) -> None:

@@ -7,9 +7,11 @@ shard. An interrupted run goes on from the windows that its journal holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from torch import Tensor
 
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.numerics.low_rank import LowRank
@@ -21,7 +23,7 @@ from alpharl_hub.output.adapter_files import (
     read_factors,
 )
 from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
-from alpharl_hub.output.shards import ShardWriter
+from alpharl_hub.output.shards import DamagedError, ShardWriter
 from alpharl_hub.prediction.adapter_planning import (
     UPDATES_FILE,
     WHOLE_FILE,
@@ -29,7 +31,14 @@ from alpharl_hub.prediction.adapter_planning import (
     layouts,
 )
 from alpharl_hub.prediction.adapter_work import WindowFactors
-from alpharl_hub.prediction.delivery import Lane, LaneDelivery, Worker, begin_uploads
+from alpharl_hub.prediction.delivery import (
+    LaneDelivery,
+    Worker,
+    begin_uploads,
+    forget_damaged,
+    window_runs,
+)
+from alpharl_hub.prediction.destination import Lane, output_of
 from alpharl_hub.prediction.planning import PredictionPlan
 from alpharl_hub.prediction.window_work import PartResult, Recipe, WindowPredictor
 from alpharl_hub.push.model_upload import ModelUpload, PushResult
@@ -37,6 +46,7 @@ from alpharl_hub.sources.adapter_fitting import tied_head
 from alpharl_hub.sources.adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.plan import Window
+from alpharl_hub.windows.streaming import load_results
 
 _PARTS, _ADAPTERS = "parts", "adapters"
 """Folders below the work folder's result: what windows left, and adapters put together."""
@@ -83,8 +93,9 @@ class AdapterDelivery:
 
         return work
 
-    def window_done(self, window: Window) -> None:
+    def window_done(self, window: Window, finished: Callable[[], None]) -> None:
         """What a window left stays in its file until all are there."""
+        finished()
 
     def finish(self, number: int, files: Mapping[str, bytes]) -> PushResult | None:
         """Put one adapter together and make it appear."""
@@ -106,14 +117,11 @@ class AdapterDelivery:
         return LaneDelivery(lane, upload, files, self.journal, _ADAPTERS)
 
     def _put_together(self, number: int) -> AdapterFiles:
-        folder, writer = self._folders[number], self._writers[number]
-        whole = {}
-        if writer.files:
-            whole = dict(map_tensors(writer.complete(WHOLE_FILE)))
+        whole = self._whole(number)
         updates: dict[str, LowRank] = {}
         for window in self._plan.windows:
             if window.output_filename == UPDATES_FILE:
-                updates.update(read_factors(folder, window.index))
+                updates.update(self._updates(number, window))
         trajectory = self._trajectory
         layout = layouts(trajectory, tuple(updates))
         found = {name: AdapterUpdate(update, layout[name]) for name, update in updates.items()}
@@ -125,6 +133,30 @@ class AdapterDelivery:
                 whole[head] = whole[name]
         dtype = next((ref.dtype for ref in self._plan.files[0].tensors), "F32")
         return make_adapter(found, whole, adapter_origin(trajectory), dtype)
+
+    def _whole(self, number: int) -> dict[str, Tensor]:
+        """Read back what is stored whole."""
+        writer = self._writers[number]
+        if not writer.files:
+            return {}
+        windows = [w for w in self._plan.windows if w.output_filename == WHOLE_FILE]
+        try:
+            path = writer.complete(WHOLE_FILE, window_runs(windows, self.journal, number))
+        except DamagedError as error:
+            forget_damaged(windows, self.journal, error.starts)
+            raise
+        return dict(map_tensors(path))
+
+    def _updates(self, number: int, window: Window) -> Mapping[str, LowRank]:
+        """Read back what a window left."""
+        key = f"window {window.index}"
+        results = load_results(PartResult, self.journal.results[key], key)
+        crcs = {result.name: result.crcs[number] for result in results}
+        try:
+            return read_factors(self._folders[number], window.index, crcs)
+        except DamagedError:
+            self.journal.forget(key)
+            raise
 
     def close(self) -> None:
         """Close what is open, and leave it for a later start."""
@@ -149,7 +181,7 @@ def open_adapter_delivery(
     """
     # Parts and adapter lie side by side for a while.
     uploads = begin_uploads(lanes, private_inputs, 2 * len(lanes) * plan.output_bytes, work)
-    with open_journal(work, identity) as journal:
+    with open_journal(work, identity, output_of(lanes)) as journal:
         delivery = AdapterDelivery(lanes, uploads, plan, trajectory, journal)
         try:
             delivery.open()

@@ -52,9 +52,11 @@ class WindowFactors:
             result = state.result([rounding for _, rounding in predicted])
             ranks = tuple(update.rank for update, _ in predicted)
             results.append(replace(result, ranks=ranks))
-        for folder, updates in zip(self._folders, found, strict=True):
+        crcs = [
             write_factors(folder, reads.window.index, updates)
-        return tuple(results)
+            for folder, updates in zip(self._folders, found, strict=True)
+        ]
+        return tuple(replace(r, crcs=tuple(of_aim[r.name] for of_aim in crcs)) for r in results)
 
 
 def _predict(state: PartState) -> list[tuple[LowRank, Rounding]]:

@@ -1,4 +1,4 @@
-"""Where a predicted model goes: a folder, a repo on a Hub, or both; and the work folder on the way.
+"""How a predicted model gets to its folder, its repo or both, and the work folder on the way.
 
 Shards are uploaded as soon as they are complete and then deleted here, unless a folder is wanted
 too; what makes the model appear (a rename, a commit) comes last.
@@ -6,32 +6,34 @@ too; what makes the model appear (a rename, a commit) comes last.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from alpharl_hub import strict_json
-from alpharl_hub.errors import PushError, WriteError
+from alpharl_hub.errors import WriteError
+from alpharl_hub.executors.finisher import Finisher
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.output.folder import (
     check_disk,
-    check_output,
     publish,
-    work_folder_beside,
     write_file,
 )
 from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
-from alpharl_hub.output.shards import OutputFile, ShardWriter, make_index
+from alpharl_hub.output.read_back import Run
+from alpharl_hub.output.shards import (
+    DamagedError,
+    OutputFile,
+    ShardWriter,
+    check_written,
+    make_index,
+)
+from alpharl_hub.prediction.destination import Destination, Lane, output_of
 from alpharl_hub.prediction.planning import PredictionPlan
 from alpharl_hub.prediction.window_work import PartResult, Recipe, WindowPredictor
 from alpharl_hub.push.model_upload import (
-    DEFAULT_BRANCH,
-    HubAccess,
     ModelUpload,
-    PushHooks,
-    PushOptions,
     PushResult,
     UploadedShard,
 )
@@ -39,113 +41,10 @@ from alpharl_hub.sources.adapters import ADAPTER_FILE
 from alpharl_hub.sources.contents import INDEX_FILE, SINGLE_FILE
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.plan import Window
+from alpharl_hub.windows.streaming import load_results
 
 Worker = Callable[[WindowReads, str], tuple[PartResult, ...]]
 """Does one window on one device."""
-
-
-@dataclass(frozen=True)
-class PushRequest:
-    """A push that is asked for: where to, how, with which token, and who is told."""
-
-    repo: str
-    options: PushOptions
-    access: HubAccess
-    hooks: PushHooks
-
-    def begin(self, private_inputs: bool) -> ModelUpload:
-        """Check all that could stop the push, before hours of work."""
-        return ModelUpload.begin(
-            self.repo,
-            self.options,
-            private_inputs=private_inputs,
-            access=self.access,
-            hooks=self.hooks,
-        )
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where to: a folder, a repo, or both; unfinished work lies in `work_folder` (None: beside)."""
-
-    folder: Path | None
-    overwrite: bool = False
-    work_folder: Path | None = None
-    license_id: str | None = None
-    push: PushRequest | None = None
-
-    def check(self, steps: Sequence[float]) -> None:
-        """Refuse folders that cannot be taken, before anything is read; `steps` as in `lanes`.
-
-        Raises:
-            WriteError: one is not empty, or no folder.
-        """
-        if len(steps) > 1 and self.push is not None and self.push.options.branch != DEFAULT_BRANCH:
-            raise PushError("--branch names one branch, and each of several steps gets its own")
-        lanes = self.lanes(steps)
-        if len(lanes) > 1 and self._is_begun():
-            # Some may have got their names before the interruption; the others are checked then.
-            return
-        for lane in lanes:
-            folder = lane.destination.folder
-            if folder is not None:
-                check_output(folder, self.overwrite, self.work_folder)
-
-    def _is_begun(self) -> bool:
-        work = self.work_folder
-        if work is None and self.folder is not None:
-            work = work_folder_beside(self.folder)
-        return work is not None and (work / RESULT_FOLDER).is_dir()
-
-    @property
-    def uploaded_to(self) -> list[str] | None:
-        """Where shards are that are no longer here: a run begun so can only go on so.
-
-        With a folder they are all kept.
-        """
-        if self.folder is not None or self.push is None:
-            return None
-        return [self.push.repo, self.push.options.branch]
-
-    def refuse_inputs(self, trajectory: Trajectory) -> None:
-        """Refuse a folder inside of one that is read.
-
-        Raises:
-            WriteError: it lies in a local checkpoint or base.
-        """
-        if self.folder is None:
-            return
-        output = Path(os.path.realpath(self.folder))
-        for contents in (trajectory.base, *trajectory.history):
-            checkpoint = contents.checkpoint
-            if checkpoint.commit is None and output.is_relative_to(
-                os.path.realpath(checkpoint.source)
-            ):
-                raise WriteError(
-                    f"{self.folder}: lies in {checkpoint.source}, which is read; choose another "
-                    "folder"
-                )
-
-    def lanes(self, steps: Sequence[float | None]) -> tuple[Lane, ...]:
-        """Return where each of several models goes: folders step_N, or branches of that name."""
-        if len(steps) < 2:
-            return (Lane("", self),)
-        return tuple(self._lane(f"step_{step:g}") for step in steps)
-
-    def _lane(self, name: str) -> Lane:
-        folder = None if self.folder is None else self.folder / name
-        push = self.push
-        if push is not None:
-            push = replace(push, options=replace(push.options, branch=name))
-        return Lane(name, replace(self, folder=folder, push=push))
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One of the models that a run makes: its name among them, empty when it is the only one."""
-
-    name: str
-    destination: Destination
 
 
 class LaneDelivery:
@@ -173,6 +72,8 @@ class LaneDelivery:
         gone = {filename for filename in self._filenames() if self._is_uploaded(filename)}
         files = [] if self._is_published else [f for f in files if f.filename not in gone]
         self.writer = ShardWriter(self._result, files)
+        self._stamps: dict[str, tuple[int, int]] = {}
+        """Size and time of change of the shards that were read back."""
 
     def _filenames(self) -> list[str]:
         return [file.filename for file in self._files]
@@ -202,16 +103,35 @@ class LaneDelivery:
         self._result.mkdir(exist_ok=True, parents=True)
         self.writer.open()
 
-    def shard_done(self, filename: str) -> None:
-        """Give a shard that is complete its name, and upload it where that is asked for."""
+    def shard_done(self, filename: str, runs: Sequence[Run] | None = None) -> None:
+        """Read a complete shard back, give it its name, and upload it where that is asked for.
+
+        `runs` as in `ShardWriter.complete`.
+        """
         if self._is_published or self._is_uploaded(filename):
             return
-        path = self.writer.complete(filename)
+        path = self.writer.complete(filename, runs)
+        self._stamps[filename] = _stamp(path)
         if self._upload is not None:
             uploaded = self._upload.upload_shard(path)
             self._journal.record(self._key(filename), strict_json.to_plain(uploaded))
             if self._lane.destination.folder is None:
                 path.unlink()
+
+    def touched(self) -> list[OutputFile]:
+        """Return the shards that somebody has written to since they were read back."""
+        if self._is_published or self._lane.destination.folder is None:
+            return []
+        return [
+            file
+            for file in self._files
+            if file.filename in self._stamps
+            and _stamp(self._result / file.filename) != self._stamps[file.filename]
+        ]
+
+    def check(self, file: OutputFile, runs: Sequence[Run]) -> None:
+        """Read a shard back that has its name."""
+        check_written(self._result / file.filename, file, runs)
 
     def finish(self, files: Mapping[str, bytes]) -> PushResult | None:
         """Add the small files, push, and move the folder to its name."""
@@ -234,6 +154,11 @@ class LaneDelivery:
         return [strict_json.from_plain(UploadedShard, results[key], key) for key in keys]
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
 class Delivery:
     """The outputs while they are made, one for each lane, and their journal."""
 
@@ -252,6 +177,7 @@ class Delivery:
         ]
         self.writers = [lane.writer for lane in self._lanes]
         self._missing = self._count_missing()
+        self._finisher = Finisher()
 
     def worker(self, trajectory: Trajectory, recipe: Recipe) -> Worker:
         """Return what does the windows."""
@@ -273,28 +199,76 @@ class Delivery:
             lane.open()
         for filename, count in self._missing.items():
             if count == 0:
-                self._shard_done(filename)
+                self._finisher.add(partial(self._shard_done, filename))
 
-    def window_done(self, window: Window) -> None:
-        """Note a finished window; its shard is complete with the last one."""
+    def window_done(self, window: Window, finished: Callable[[], None]) -> None:
+        """Note a window that is in the journal; its shard is complete with the last one.
+
+        Reading a shard back and uploading it take long, and go on while others are made.
+        """
+        self._finisher.add(partial(self._finish_window, window, finished))
+
+    def _finish_window(self, window: Window, finished: Callable[[], None]) -> None:
         filename = window.output_filename
         assert filename is not None
         self._missing[filename] -= 1
         if self._missing[filename] == 0:
             self._shard_done(filename)
+        finished()
 
     def _shard_done(self, filename: str) -> None:
-        for lane in self._lanes:
-            lane.shard_done(filename)
+        for number, lane in enumerate(self._lanes):
+            with self._forgetting(filename):
+                lane.shard_done(filename, self._runs(filename, number))
+
+    def _runs(self, filename: str, number: int) -> list[Run]:
+        """Return what was written of a shard of one lane, as the journal has it."""
+        windows = [w for w in self._plan.windows if w.output_filename == filename]
+        return window_runs(windows, self.journal, number)
+
+    @contextmanager
+    def _forgetting(self, filename: str) -> Iterator[None]:
+        """Have the next start do the windows again whose bytes are not what they were."""
+        try:
+            yield
+        except DamagedError as error:
+            windows = [w for w in self._plan.windows if w.output_filename == filename]
+            forget_damaged(windows, self.journal, error.starts)
+            raise
 
     def finish(self, number: int, files: Mapping[str, bytes]) -> PushResult | None:
         """Make the model of one lane appear."""
-        return self._lanes[number].finish(files)
+        self._finisher.wait()
+        lane = self._lanes[number]
+        for file in lane.touched():
+            with self._forgetting(file.filename):
+                lane.check(file, self._runs(file.filename, number))
+        return lane.finish(files)
 
     def close(self) -> None:
         """Close what is open, and leave it for a later start."""
+        self._finisher.close()
         for writer in self.writers:
             writer.close()
+
+
+def window_runs(windows: Sequence[Window], journal: Journal, number: int) -> list[Run]:
+    """Return the runs of bytes that windows have written for the goal of that number."""
+    runs = []
+    for window in windows:
+        key = f"window {window.index}"
+        results = load_results(PartResult, journal.results[key], key)
+        for part, result in zip(window.parts, results, strict=True):
+            if part.output is not None and number < len(result.crcs):
+                runs.append(Run(part.output.start, part.output.stop, result.crcs[number]))
+    return runs
+
+
+def forget_damaged(windows: Sequence[Window], journal: Journal, starts: frozenset[int]) -> None:
+    """Have the next start do those windows again that wrote what begins at `starts`."""
+    for window in windows:
+        if any(part.output is not None and part.output.start in starts for part in window.parts):
+            journal.forget(f"window {window.index}")
 
 
 @contextmanager
@@ -313,7 +287,7 @@ def open_delivery(
     """
     needed_bytes = sum(_needed_bytes(lane.destination, plan) for lane in lanes)
     uploads = begin_uploads(lanes, private_inputs, needed_bytes, work)
-    with open_journal(work, identity) as journal:
+    with open_journal(work, identity, output_of(lanes)) as journal:
         delivery = Delivery(lanes, uploads, plan, journal)
         try:
             delivery.open()
@@ -338,10 +312,3 @@ def begin_uploads(
 
 def _needed_bytes(destination: Destination, plan: PredictionPlan) -> int:
     return plan.output_bytes if destination.folder is not None else plan.largest_file_bytes
-
-
-def work_folder(destination: Destination, default: Path) -> Path:
-    """Return where to work: as told, beside the output, else `default`."""
-    if destination.work_folder is not None:
-        return destination.work_folder
-    return work_folder_beside(destination.folder) if destination.folder is not None else default

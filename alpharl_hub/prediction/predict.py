@@ -11,18 +11,13 @@ from pathlib import Path
 import torch
 
 from alpharl_hub import strict_json
-from alpharl_hub.card.make import CardFacts, make_card
+from alpharl_hub.card.make import CardFacts, card_files
 from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, SCHEMA, Manifest, Notice, VersionsRecord
 from alpharl_hub.numerics.direction import Trust
 from alpharl_hub.output.journal import DEFAULT_PARENT
 from alpharl_hub.prediction.adapter_delivery import AdapterDelivery, open_adapter_delivery
-from alpharl_hub.prediction.delivery import (
-    Delivery,
-    Destination,
-    Lane,
-    open_delivery,
-    work_folder,
-)
+from alpharl_hub.prediction.delivery import Delivery, open_delivery
+from alpharl_hub.prediction.destination import Destination, Lane, work_folder
 from alpharl_hub.prediction.records import (
     ask_of,
     beyond_notice,
@@ -106,9 +101,7 @@ def small_files(
 ) -> Mapping[str, bytes]:
     """Return what lies beside the weights: copied files, the manifest, the card."""
     files = {file.name: file.read() for file in setting.plan.copied}
-    files[MANIFEST_NAME] = manifest.to_json().encode()
-    files["README.md"] = make_card(manifest, card_facts(setting, destination)).encode()
-    return files
+    return {**files, **card_files(manifest, card_facts(setting, destination))}
 
 
 def _stream(
@@ -213,4 +206,5 @@ def card_facts(setting: Setting, destination: Destination) -> CardFacts:
         base_card=card_text(subject.trajectory.base),
         branch=push.options.branch if push else DEFAULT_BRANCH,
         files_from_base=any(f.source is subject.trajectory.base for f in setting.plan.copied),
+        template=destination.card_template,
     )

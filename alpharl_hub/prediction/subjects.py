@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from alpharl_hub import strict_json
 from alpharl_hub.errors import ManifestError, SourceError
 from alpharl_hub.manifest import (
     KIND_FACTORS,
@@ -21,6 +22,7 @@ from alpharl_hub.manifest import (
 )
 from alpharl_hub.methods import METHODS
 from alpharl_hub.output.factor_files import FactorFolder, read_local_places
+from alpharl_hub.prediction.foreign_patterns import require_bounded
 from alpharl_hub.prediction.planning import ANCHORS, DTYPES, OTHERS
 from alpharl_hub.prediction.setting import PredictOptions, Subject
 from alpharl_hub.prediction.targets import TargetOptions, Times
@@ -28,6 +30,7 @@ from alpharl_hub.preparation import Prepared, ScopeOptions, nearest_middle, prep
 from alpharl_hub.scope import Scope, find_scope
 from alpharl_hub.scores.table import ScoreTable
 from alpharl_hub.sources.adapter_fitting import fit_to_base
+from alpharl_hub.sources.file_names import leads_out
 from alpharl_hub.sources.local_run import LocalRun, pin_folder
 from alpharl_hub.sources.opening import Opener, RunRequest
 from alpharl_hub.sources.recorded import FindLocal, open_recorded
@@ -64,7 +67,9 @@ def read_folder_manifest(folder: Path) -> Manifest:
         ManifestError: it is damaged, or of another kind.
     """
     path = folder / MANIFEST_NAME
-    manifest = read_manifest(path.read_bytes(), str(path))
+    if leads_out(folder, MANIFEST_NAME):
+        raise ManifestError(f"{path}: a link that leads out of its folder; extract again")
+    manifest = read_manifest(strict_json.read_file(path), str(path))
     if manifest.kind != KIND_FACTORS:
         raise ManifestError(f"{path}: the manifest of a {manifest.kind}, not of extracted factors")
     _check_steps(manifest.run, str(path))
@@ -91,6 +96,7 @@ def factor_subject(request: RunRequest) -> Subject:
     run = manifest.run
     base, start, (last,) = _open(run, run.checkpoints[-1:], request, _by_fingerprint(places))
     factors = FactorFolder(folder, len(run.checkpoints))
+    _require_bounded(run, (base, last), str(folder / MANIFEST_NAME))
     scope = find_scope(base, (last,), run.include, run.exclude, start)
     _require_same_shapes(factors, scope)
     return Subject(
@@ -124,7 +130,7 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
         ManifestError: it is damaged, of another kind, or a local run's folders do not fit.
         SourceError: a commit is gone.
     """
-    manifest = read_manifest(path.read_bytes(), str(path))
+    manifest = read_manifest(strict_json.read_file(path), str(path))
     if manifest.kind != KIND_MODEL or manifest.method is None:
         raise ManifestError(f"{path}: the manifest of {manifest.kind}, not of a predicted model")
     run = manifest.run
@@ -135,10 +141,16 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
         )
     wanted = _options(manifest.method, str(path), is_swept=manifest.sweep is not None)
     base, start, history = _open(run, run.checkpoints, request, _by_step(run, request))
+    _require_bounded(run, (base, history[-1]), str(path))
     options = ScopeOptions(run.include, run.exclude, force=True)
     prepared = prepare(_trajectory(run, base, history, start), options, stop_on_wrong_base=False)
     subject = trajectory_subject(prepared, options)
     return replace(subject, run=run, scores_T=_scores(run)), wanted
+
+
+def _require_bounded(run: RunRecord, contents: Sequence[CheckpointContents], where: str) -> None:
+    expressions = [one for one in (run.include, run.exclude) if one is not None]
+    require_bounded(expressions, {name for c in contents for name in c.tensors}, where)
 
 
 def _by_fingerprint(places: Mapping[str, str]) -> FindLocal:

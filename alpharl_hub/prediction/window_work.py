@@ -8,8 +8,9 @@ Numerical convention: deltas and predictions are fp32 (see `deltas`); a predicti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from alpharl_hub.methods.correction import Rounder, Rounding, cast, combine
 from alpharl_hub.numerics.direction import DirectionSums, sample_entries, sampled_direction
 from alpharl_hub.numerics.factors import MatrixQuality
 from alpharl_hub.numerics.low_rank import LowRank
+from alpharl_hub.output.read_back import crc_of
 from alpharl_hub.output.shards import ShardWriter
 from alpharl_hub.prediction.deltas import Origin, delta_of, dense_weights, require_finite
 from alpharl_hub.tensor_bytes import TORCH_DTYPES, memory_of
@@ -49,6 +51,7 @@ class PartResult:
     """What became of one part of a tensor; kept in the journal. One rounding for each goal.
 
     `ranks`: of an update that is written as factors, its rank for each goal.
+    `crcs`: the CRC-32 of the bytes that are written for each goal.
     """
 
     name: str
@@ -59,6 +62,7 @@ class PartResult:
     roundings: tuple[Rounding | None, ...]
     direction: DirectionSums | None
     ranks: tuple[int, ...] = ()
+    crcs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -272,6 +276,10 @@ def _show(
         states[place].see(position, tensors, scratch)
 
 
+_Output: TypeAlias = tuple[TensorRef, Sequence[Tensor], tuple[int, ...]]
+"""Where a part is written, what is written for each aim, and its CRC-32."""
+
+
 class WindowPredictor:
     """Predicts the tensors of windows and writes them; one object serves all workers.
 
@@ -300,7 +308,7 @@ class WindowPredictor:
         """
         states = observe_window(reads, self._recipe, self._labels, device)
         results: list[PartResult] = []
-        outputs: list[tuple[TensorRef, Sequence[Tensor]]] = []
+        outputs: list[_Output] = []
         room = Room(self._output_bytes(reads.window), device)
         while states:
             results.append(_finish(states.pop(0), room, outputs))
@@ -311,18 +319,16 @@ class WindowPredictor:
         # 64 more for each: where one begins is rounded up.
         return len(self._writers) * sum(size + 64 for size in sizes)
 
-    def _write(self, outputs: Sequence[tuple[TensorRef, Sequence[Tensor]]]) -> None:
-        for place, tensors in outputs:
-            for writer, tensor in zip(self._writers, tensors, strict=True):
-                writer.write(place.filename, place.start, memory_of(tensor))
-        for filename in {place.filename for place, _ in outputs}:
+    def _write(self, outputs: Sequence[_Output]) -> None:
+        for place, tensors, crcs in outputs:
+            for writer, tensor, crc32 in zip(self._writers, tensors, crcs, strict=True):
+                writer.write(place.filename, place.start, memory_of(tensor), crc32)
+        for filename in {place.filename for place, _, _ in outputs}:
             for writer in self._writers:
                 writer.sync(filename)
 
 
-def _finish(
-    state: PartState, room: Room, outputs: list[tuple[TensorRef, Sequence[Tensor]]]
-) -> PartResult:
+def _finish(state: PartState, room: Room, outputs: list[_Output]) -> PartResult:
     """Predict one part for every aim; what is to be written is added to `outputs`."""
     part = state.part
     assert part.output is not None
@@ -335,5 +341,6 @@ def _finish(
             host = room.take(host.numel(), host.dtype).copy_(host.view(-1))
         tensors.append(host)
         roundings.append(rounding)
-    outputs.append((part.output, tensors))
-    return state.result(roundings)
+    crcs = tuple(crc_of([memory_of(tensor)]) for tensor in tensors)
+    outputs.append((part.output, tensors, crcs))
+    return replace(state.result(roundings), crcs=crcs)

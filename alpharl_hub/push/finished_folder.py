@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alpharl_hub import safetensors_header, strict_json
+from alpharl_hub.card.make import CARD_NAME, EVAL_FILE, PICTURE
 from alpharl_hub.errors import ManifestError, PushError
 from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, Manifest, read_manifest
+from alpharl_hub.output.model_files import MAX_COPIED_BYTES
 from alpharl_hub.sources.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
@@ -22,8 +24,6 @@ from alpharl_hub.sources.adapters import (
 )
 from alpharl_hub.sources.contents import INDEX_FILE, SINGLE_FILE
 from alpharl_hub.trajectory import TensorRef
-
-CARD_NAME = "README.md"
 
 WEIGHTS = re.compile(
     r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|ot|gguf|onnx|distcp|pkl|pickle)$"
@@ -54,14 +54,16 @@ def read_finished_folder(folder: Path) -> FinishedFolder:
     path = folder / MANIFEST_NAME
     if not _is_regular(path):
         raise ManifestError(f"{folder}: has no {MANIFEST_NAME}; only what predict wrote is pushed")
-    manifest = read_manifest(path.read_bytes(), str(path))
+    manifest = read_manifest(strict_json.read_file(path), str(path))
     if manifest.kind != KIND_MODEL:
         raise ManifestError(f"{path}: holds {manifest.kind}, no model; predict from it first")
     others = {MANIFEST_NAME: path}
     for name in (CARD_NAME, *manifest.copied_files):
         if not is_plain_name(name) or WEIGHTS.search(name):
             raise ManifestError(f"{path}: {name!r} is no file that predict copies; nothing is sent")
-        others[name] = _present(folder, name)
+        others[name] = _small(folder, name)
+    for name in filter(lambda name: _is_there(folder, name), (PICTURE, EVAL_FILE)):
+        others[name] = _small(folder, name)
     if manifest.method is not None and manifest.method.as_adapter:
         return _finished_adapter(folder, manifest, others)
     index = folder / INDEX_FILE
@@ -78,8 +80,8 @@ def read_finished_folder(folder: Path) -> FinishedFolder:
 def _finished_adapter(folder: Path, manifest: Manifest, others: dict[str, Path]) -> FinishedFolder:
     """Take an adapter and its config, after a look whether they change what the manifest says."""
     weights = _present(folder, ADAPTER_FILE)
-    others[ADAPTER_CONFIG] = _present(folder, ADAPTER_CONFIG)
-    config = strict_json.parse(others[ADAPTER_CONFIG].read_bytes(), str(others[ADAPTER_CONFIG]))
+    path = others[ADAPTER_CONFIG] = _small(folder, ADAPTER_CONFIG)
+    config = strict_json.parse(strict_json.read_file(path), str(path))
     settings = parse_settings(config if isinstance(config, dict) else {}, str(folder))
     refs = adapter_tensors(_tensors(weights), settings, str(weights))
     recorded = {t.name: (t.dtype, sorted(t.shape)) for t in manifest.tensors}
@@ -115,6 +117,24 @@ def _present(folder: Path, name: str) -> Path:
     return path
 
 
+def _is_there(folder: Path, name: str) -> bool:
+    """Whether the folder has this file of the card, which not every model has, in itself."""
+    path = folder / name
+    return path.exists() and not path.parent.is_symlink()
+
+
+def _small(folder: Path, name: str) -> Path:
+    """Take a file that is sent whole from memory, if predict would have copied one so large."""
+    path = _present(folder, name)
+    num_bytes = path.stat().st_size
+    if num_bytes > MAX_COPIED_BYTES:
+        raise PushError(
+            f"{path}: {num_bytes} bytes, more than predict copies ({MAX_COPIED_BYTES}); nothing is "
+            "sent"
+        )
+    return path
+
+
 def _read_index(folder: Path) -> frozenset[str]:
     """Return the weight files that the index names, each a plain name."""
     path = _present(folder, INDEX_FILE)
@@ -129,7 +149,7 @@ def _read_index(folder: Path) -> frozenset[str]:
 
 
 def _index_field(path: Path, field: str) -> Mapping[str, object]:
-    document = strict_json.parse(path.read_bytes(), str(path))
+    document = strict_json.parse(strict_json.read_file(path), str(path))
     found = document.get(field) if isinstance(document, dict) else None
     if not isinstance(found, dict):
         raise PushError(f"{path}: has no {field}; predict again")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from huggingface_hub import (
     hf_hub_url,
 )
 from huggingface_hub.errors import HfHubHTTPError, HfUriError, OfflineModeIsEnabled
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.lfs import UploadInfo
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
     build_hf_headers,
@@ -35,11 +34,14 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its 
     httpx,
 )
 
+from alpharl_hub.card.make import EVAL_FILE
 from alpharl_hub.errors import PushError, SourceError
 from alpharl_hub.push.guarded_client import RETRIED, Guard, guarded_client
+from alpharl_hub.push.refusals import RefusedError, UnsureError, one_line, status_of
 from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import asked_wait_s
-from alpharl_hub.sources.http_routes import host_of, origin_of
+from alpharl_hub.sources.http_routes import host_of, origin_of, trusted_certificates
+from alpharl_hub.sources.hub_session import untrusted_certificate
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.version import __version__
 
@@ -49,27 +51,10 @@ _TROUBLE = (HfHubHTTPError, httpx.TransportError, ConnectionError)
 """What the client raises for an answer or the lack of one; a cut line is no HfHubHTTPError."""
 
 LIBRARY_NAME = "alpharl-hub"
+_SCORES_FOLDER = EVAL_FILE.partition("/")[0]
 _MAY_HAVE_ARRIVED = frozenset({400, 404, 409, 422})
 """How a store refuses to join parts twice, when the answer to the first time was lost; and how a
 Hub says that a file has not arrived. Asked where to send it, the Hub tells which it is."""
-
-_ADDRESS_QUERY = re.compile(r"\?[^\s'\"<>)]+=[^\s'\"<>)]*")
-
-
-class RefusedError(PushError):
-    """The Hub said no; `status` is that of its answer, None where none came."""
-
-    def __init__(self, message: str, status: int | None) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class UnsureError(PushError):
-    """Whether a commit was made is not known: its answer was lost, or the branch has moved."""
-
-    def __init__(self, message: str, cause: Exception) -> None:
-        super().__init__(message)
-        self.cause = cause
 
 
 @dataclass(frozen=True)
@@ -136,8 +121,12 @@ class HubTarget:
         """Make sure that there is a token, that the Hub knows it, and that it may write.
 
         Raises:
-            PushError: it is missing, unknown or read-only.
+            PushError: it is missing, unknown or read-only, or a CA bundle is missing.
         """
+        try:
+            trusted_certificates(self.repo)
+        except SourceError as error:
+            raise PushError(str(error)) from None
         if self._token is None:
             raise PushError(f"{self.repo}: pushing needs a token; pass --token or set HF_TOKEN")
         answer = self._ask(self._api.whoami)
@@ -192,10 +181,10 @@ class HubTarget:
         return commits.get(branch)
 
     def files(self, commit: str) -> Mapping[str, RemoteFile]:
-        """List the root of a commit."""
-        entries = self._ask(
-            lambda: list(self._api.list_repo_tree(self.repo, revision=commit)), retries_itself=True
-        )
+        """List the root of a commit, and its folder of scores."""
+        entries = self._listed(commit, None)
+        if any(e.path == _SCORES_FOLDER and isinstance(e, RepoFolder) for e in entries):
+            entries += self._listed(commit, _SCORES_FOLDER)
         found = (
             RemoteFile(e.path, False, e.size, e.lfs.sha256 if e.lfs else None, e.blob_id)
             if isinstance(e, RepoFile)
@@ -204,6 +193,12 @@ class HubTarget:
         )
         return {file.path: file for file in found}
 
+    def _listed(self, commit: str, folder: str | None) -> list[RepoFile | RepoFolder]:
+        return self._ask(
+            lambda: list(self._api.list_repo_tree(self.repo, folder, revision=commit)),
+            retries_itself=True,
+        )
+
     def read(self, path: str, commit: str) -> bytes:
         """Return the content of a small file."""
         url = hf_hub_url(self.repo, path, revision=commit, endpoint=self.endpoint)
@@ -211,18 +206,33 @@ class HubTarget:
         return bytes(response.content)
 
     def choose_transfer(self, branch: str) -> bool:
-        """Find out whether uploads may go by Xet, and return the answer."""
+        """Find out whether uploads may go by Xet, and return the answer.
+
+        Not to a store that does not answer: hf_xet would try it for minutes without a word.
+
+        Raises:
+            PushError: the Hub refuses, or names a store in a private network.
+        """
         if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
             return False
         path = f"xet-write-token/{quote(branch, safe='')}"
         url = f"{self.endpoint}/api/models/{self.repo}/{path}"
         try:
-            self._ask(lambda: self._get(url))
+            store = self._ask(lambda: self._get(url)).headers.get("X-Xet-Cas-Url")
         except RefusedError as error:
             if error.status == 404:
                 return False
             raise
-        self._uses_xet = True
+        self._uses_xet = store is not None and self._answers(store)
+        return self._uses_xet
+
+    def _answers(self, url: str) -> bool:
+        """Whether there is a server, whatever it says; the token is not sent."""
+        try:
+            with guarded_client(self._guard):
+                get_session().get(url)
+        except (httpx.TransportError, httpx.InvalidURL):
+            return False
         return True
 
     def upload(self, path: Path, branch: str) -> UploadedShard:
@@ -302,8 +312,8 @@ class HubTarget:
         """
         if not self._is_passing(error):
             raise self._refusal(error) from error
-        status = _status(error)
-        reason = _one_line(error) if status is None else f"the Hub answers {status}"
+        status = status_of(error)
+        reason = one_line(error) if status is None else f"the Hub answers {status}"
         headers = {} if status is None else dict(error.response.headers)  # type: ignore[attr-defined]
         try:
             self._patience.pause(self.repo, reason, asked_wait_s(headers), num_failures)
@@ -331,9 +341,10 @@ class HubTarget:
 
     def _is_passing(self, error: Exception) -> bool:
         """Whether asking again has sense."""
-        status = _status(error)
+        status = status_of(error)
         if status is None:
-            return not isinstance(error, OfflineModeIsEnabled)
+            is_final = isinstance(error, OfflineModeIsEnabled) or untrusted_certificate(error)
+            return not is_final
         url = str(error.response.url)  # type: ignore[attr-defined]
         if status == 403 and origin_of(url) != origin_of(self.endpoint):
             return True  # a signed address that has expired: every attempt gets a new one
@@ -343,7 +354,7 @@ class HubTarget:
         if isinstance(error, PushError):
             return error
         refusal = self._refusal(error)
-        is_unsure = self._is_passing(error) or _status(error) == 412
+        is_unsure = self._is_passing(error) or status_of(error) == 412
         return UnsureError(str(refusal), error) if is_unsure else refusal
 
     def _unwrapped(self, error: Exception) -> Exception:
@@ -351,15 +362,16 @@ class HubTarget:
         cause = error.__cause__
         if isinstance(cause, (*_TROUBLE, PushError)):
             return cause
-        return PushError(f"{self.repo}: the upload failed: {_one_line(cause or error)}")
+        return PushError(f"{self.repo}: the upload failed: {one_line(cause or error)}")
 
     def _refusal(self, error: Exception) -> RefusedError:
         """Put the Hub's answer into one line: what, why, what next."""
-        status, words = _status(error), _one_line(error)
+        status, words, host = status_of(error), one_line(error), host_of(self.endpoint)
         if isinstance(error, OfflineModeIsEnabled):
             text = "HF_HUB_OFFLINE is set; unset it to push"
+        elif (why := untrusted_certificate(error)) is not None:
+            text = f"the certificate of {host} is not trusted ({why}); name its CA in SSL_CERT_FILE"
         elif status is None:
-            host = host_of(self.endpoint)
             text = f"no answer from {host} ({words}); push again, nothing is sent twice"
         elif status == 401:
             text = "the Hub does not know this token; make a new one (hf auth login)"
@@ -384,15 +396,3 @@ def uploaded_operation(shard: UploadedShard) -> CommitOperationAdd:
     operation._upload_mode = "lfs"
     operation._is_uploaded = True
     return operation
-
-
-def _status(error: Exception) -> int | None:
-    response = getattr(error, "response", None)
-    return None if response is None else int(response.status_code)
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the words of an error, without what signs the addresses in them."""
-    words = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    text = " ".join(_ADDRESS_QUERY.sub("?...", str(words)).split())
-    return text if len(text) <= 300 else text[:297] + "..."

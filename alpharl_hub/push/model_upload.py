@@ -17,21 +17,21 @@ from urllib.parse import quote
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from alpharl_hub.card.make import with_place
+from alpharl_hub.card.make import CARD_NAME, EVAL_FILE, PICTURE, with_place
 from alpharl_hub.errors import ManifestError, PushError
 from alpharl_hub.manifest import MANIFEST_NAME, read_manifest
-from alpharl_hub.push.finished_folder import CARD_NAME, WEIGHTS, read_finished_folder
+from alpharl_hub.push.finished_folder import WEIGHTS, read_finished_folder
 from alpharl_hub.push.hub_target import (
     HubAccess,
     HubTarget,
     RemoteFile,
     RepoState,
-    UnsureError,
     UploadedShard,
 )
+from alpharl_hub.push.refusals import UnsureError
 from alpharl_hub.sources.adapters import ADAPTER_CONFIG
+from alpharl_hub.sources.hub_session import MAX_ANSWER_BYTES
 from alpharl_hub.sources.patience import Patience
-from alpharl_hub.strict_json import MAX_DOCUMENT_BYTES
 
 __all__ = [
     "HubAccess",
@@ -280,8 +280,12 @@ def push_folder(
 
 
 def _is_stale(name: str, names: Collection[str]) -> bool:
-    """An adapter's repo is no model: with an older model's config it would look like one."""
-    return name == "config.json" and ADAPTER_CONFIG in names
+    """Whether a file would say of the new model what was true of the old one.
+
+    An adapter's repo is no model: with an older model's config it would look like one. Scores and
+    the picture are of the weights that go.
+    """
+    return name in (EVAL_FILE, PICTURE) or (name == "config.json" and ADAPTER_CONFIG in names)
 
 
 def _check_names(repo: str, branch: str) -> None:
@@ -323,7 +327,7 @@ def _files_to_replace(
 
 
 def _is_ours(target: HubTarget, commit: str, manifest: RemoteFile | None) -> bool:
-    if manifest is None or manifest.num_bytes > MAX_DOCUMENT_BYTES:
+    if manifest is None or manifest.num_bytes > MAX_ANSWER_BYTES:
         return False
     try:
         read_manifest(target.read(MANIFEST_NAME, commit), MANIFEST_NAME)

@@ -11,6 +11,7 @@ from torch import Tensor
 from alpharl_hub.executors.local import WindowReads
 from alpharl_hub.numerics.direction import DirectionSums, sample_entries, sampled_direction
 from alpharl_hub.numerics.factors import FactorBuilder, Factors, MatrixQuality, quality_of
+from alpharl_hub.output.factor_files import factors_crc
 from alpharl_hub.prediction.deltas import delta_of, dense_weights, origin_of
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.windows.buffers import take_delta
@@ -22,12 +23,13 @@ OnFactors = Callable[[Mapping[str, Factors]], None]
 
 @dataclass(frozen=True)
 class MatrixResult:
-    """What is kept of one matrix in the journal."""
+    """What is kept of one matrix in the journal; `crc32` is that of its factors as bytes."""
 
     name: str
     shape: tuple[int, ...]
     quality: MatrixQuality
     direction: DirectionSums
+    crc32: int
 
 
 class WindowAnalyser:
@@ -104,5 +106,5 @@ class WindowAnalyser:
                 base_ES, samples[self._middle, place], samples[self._last, place]
             )
             quality = quality_of(factors, self._steps_T, self._scores_T, builder.certified)
-            results.append(MatrixResult(part.name, part.shape, quality, sums))
+            results.append(MatrixResult(part.name, part.shape, quality, sums, factors_crc(factors)))
         return tuple(results), partial(self._on_factors, found)

@@ -53,13 +53,14 @@ _POOLED = "all"
 class CompareRequest:
     """Two models and their base, each a repo on the Hub or a folder, as typed.
 
-    `on_wait` is told when a busy server is waited for, and `stop` ends such a wait early.
+    `allowed_hosts` as in `RunRequest`. `on_wait` is told when a busy server is waited for, and `stop` ends such a wait early.
     """
 
     first: str
     second: str
     base: str | None = None
     token: str | None = field(default=None, repr=False)
+    allowed_hosts: frozenset[str] = frozenset()
     on_wait: Callable[[float, str], None] = lambda seconds, reason: None
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -102,7 +103,13 @@ def open_models(request: CompareRequest) -> OpenedModels:
         TrajectoryError: adapters or quantized weights.
     """
     opener = Opener(
-        RunRequest(request.first, token=request.token, on_wait=request.on_wait, stop=request.stop)
+        RunRequest(
+            request.first,
+            token=request.token,
+            allowed_hosts=request.allowed_hosts,
+            on_wait=request.on_wait,
+            stop=request.stop,
+        )
     )
     first, second = _open(opener, request.first), _open(opener, request.second)
     if request.base is not None:

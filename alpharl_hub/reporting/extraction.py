@@ -26,6 +26,7 @@ from alpharl_hub.output.factor_files import (
     LOCAL_PLACES,
     FactorWriter,
     MatrixShape,
+    factor_runs,
     make_factor_index,
     plan_factor_files,
 )
@@ -37,7 +38,7 @@ from alpharl_hub.output.folder import (
     write_file,
 )
 from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
-from alpharl_hub.output.shards import OutputFile, ShardWriter
+from alpharl_hub.output.shards import DamagedError, OutputFile, ShardWriter
 from alpharl_hub.prediction.records import pool_trust, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
@@ -71,7 +72,8 @@ def extract(
     work = output.work_dir or work_folder_beside(output.folder)
     if not (work / RESULT_FOLDER).exists():
         check_disk(work, sum(file.num_bytes for file in files))
-    with open_journal(work, _identity(run, versions, rank, windows)) as journal:
+    known_by = _identity(run, versions, rank, windows)
+    with open_journal(work, known_by, output.folder) as journal:
         reading = crew.reading(hooks)
         results = _read(prepared, windows, files, rank, work, journal, reading)
         manifest = _manifest(prepared, run, versions, rank, results)
@@ -121,11 +123,26 @@ def _read(
     analyser = WindowAnalyser(trajectory, prepared.scores_T, rank, middle, factors.write)
     try:
         by_window = stream(trajectory, windows, analyser, reading, MatrixResult, journal)
+        crcs = {result.name: result.crc32 for found in by_window.values() for result in found}
         for file in files:
-            writer.complete(file.filename)
+            try:
+                writer.complete(file.filename, factor_runs(file, crcs))
+            except DamagedError as error:
+                _forget(windows, file, error.starts, journal)
+                raise
     finally:
         writer.close()
     return [result for index in sorted(by_window) for result in by_window[index]]
+
+
+def _forget(
+    windows: Sequence[Window], file: OutputFile, starts: frozenset[int], journal: Journal
+) -> None:
+    """Have the next start do those windows again whose factors begin at `starts` of a file."""
+    names = {ref.name.rpartition(".")[0] for ref in file.tensors if ref.start in starts}
+    for window in windows:
+        if any(part.name in names for part in window.parts):
+            journal.forget(f"window {window.index}")
 
 
 def _manifest(

@@ -13,6 +13,7 @@ from pathlib import Path
 from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.sources.contents import is_adapter
 from alpharl_hub.sources.listing import RunSource
+from alpharl_hub.strict_json import shown
 from alpharl_hub.trajectory import Checkpoint, CheckpointContents
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
@@ -61,7 +62,8 @@ def choose_base(
 def base_of_adapter(config: Mapping[str, object], checkpoint: Checkpoint) -> str | None:
     """Return the place that an adapter_config.json names as its base, None when it names none.
 
-    A folder counts when it lies here; a relative path means something only where the run does.
+    An adapter in a folder may name a folder here. One on the Hub may not: whoever pushed it would
+    choose which of the reader's files are opened.
 
     Raises:
         TrajectoryError: a folder of another machine, or a name that is no repo's.
@@ -70,12 +72,13 @@ def base_of_adapter(config: Mapping[str, object], checkpoint: Checkpoint) -> str
     if not isinstance(named, str) or not named:
         return None
     is_on_hub = checkpoint.commit is not None
-    if Path(named).is_dir() and (Path(named).is_absolute() or not is_on_hub):
+    if not is_on_hub and Path(named).is_dir():
         return str(Path(named).absolute())
     if not _HUB_ID.fullmatch(named):
+        flaw = "no repo (a repo may name no folder)" if is_on_hub else "no folder here and no repo"
         raise TrajectoryError(
-            f"{checkpoint.label}: its adapter_config.json names {named} as the base, which is "
-            "no folder here and no repo; name it with --base ORG/NAME or --base FOLDER"
+            f"{checkpoint.label}: its adapter_config.json names {shown(named)[1:-1]} as the base, "
+            f"which is {flaw}; name it with --base ORG/NAME or --base FOLDER"
         )
     revision = config.get("revision")
     at = f"@{revision}".replace("/", "%2F") if isinstance(revision, str) and revision else ""

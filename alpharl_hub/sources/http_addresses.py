@@ -1,7 +1,8 @@
 """Which addresses an answer may lead to: never into a network that the user did not point at.
 
 An address that a server names is asked from where this program runs, maybe behind a company's wall:
-a server outside must not choose one inside (https://cwe.mitre.org/data/definitions/918.html).
+a server outside must not choose one inside (https://cwe.mitre.org/data/definitions/918.html). What
+a name stands for may change after the check: the connection that is made is checked as well.
 """
 
 from __future__ import annotations
@@ -37,16 +38,21 @@ class AddressRules:
         if self._is_chosen(url):
             return
         scheme, host = _scheme_and_host(url)
-        mirror = f"if that is your own mirror, say so with --allow-host {host}"
         if scheme != "https" and _scheme_and_host(self.endpoint)[0] == "https":
             raise SourceError(
-                f"{what}: is sent on to {host} without encryption, which is not followed; {mirror}"
+                f"{what}: is sent on to {host} without encryption, which is not followed; "
+                f"{_allow(host)}"
             )
         if is_private(url) and not self._is_inside(url):
-            raise SourceError(
-                f"{what}: is sent on to {host}, an address of a private network, which is not "
-                f"followed; {mirror}"
-            )
+            raise into_private_network(url, what)
+
+    def allows_peer(self, url: str, peer: str) -> bool:
+        """Whether a connection for `url` may lead to the number that it has led to.
+
+        To be asked of direct connections only: that of a proxy says nothing of the address.
+        """
+        is_global = _is_global(ipaddress.ip_address(peer))
+        return is_global or self._is_chosen(url) or self._is_inside(url)
 
     def _is_chosen(self, url: str) -> bool:
         place = _scheme_and_host(url)
@@ -56,6 +62,19 @@ class AddressRules:
         """Whether the user chose a private network: by the endpoint, and no public proxy."""
         proxy = proxy_for(url)
         return is_private(self.endpoint) and (proxy is None or is_private(proxy))
+
+
+def into_private_network(url: str, what: str) -> SourceError:
+    """Say that an address is none that a server outside may choose."""
+    _, host = _scheme_and_host(url)
+    return SourceError(
+        f"{what}: is sent on to {host}, an address of a private network, which is not followed; "
+        f"{_allow(host)}"
+    )
+
+
+def _allow(host: str) -> str:
+    return f"if that is your own mirror, say so with --allow-host {host}"
 
 
 def is_private(url: str) -> bool:

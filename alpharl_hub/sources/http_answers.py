@@ -19,6 +19,7 @@ from alpharl_hub.sources.http_routes import host_of
 
 ADVICE = "a proxy or mirror on the way may not know byte ranges, use another endpoint"
 
+_START_AGAIN = "start again"
 _MAX_WORDS = 200
 _RATE_LIMIT = re.compile(r"r\s*=\s*(\d{1,9})\s*;\s*t\s*=\s*(\d{1,9})", re.ASCII)
 
@@ -36,6 +37,22 @@ class Wanted:
     def is_whole_file(self) -> bool:
         """Whether nothing of the file is left out."""
         return self.start == 0 and self.stop == self.file_num_bytes
+
+
+MAX_SKIPPED_BYTES = 8 << 20
+"""How much of a file is read and dropped where a server sends all of it instead of a part."""
+
+
+class Misread(Exception):
+    """An answer to another question than was asked; the next one may be right.
+
+    `reason` is what is wrong with it, `advice` what to do when it stays so.
+    """
+
+    def __init__(self, reason: str, advice: str = ADVICE) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.advice = advice
 
 
 class Refused(Exception):
@@ -66,26 +83,35 @@ def _unix_time(text: str) -> float | None:
         return None
 
 
-def check_answer(response: urllib3.BaseHTTPResponse, url: str, wanted: Wanted) -> None:
-    """Refuse, before its body is read, an answer of status 200 or 206 to another question."""
-    where = f"{wanted.what}: {host_of(url)}"
+def check_answer(response: urllib3.BaseHTTPResponse, url: str, wanted: Wanted) -> int:
+    """Return how many bytes of the body of a status 200 or 206 come before those that are wanted.
+
+    Where a part was asked for the whole file will do, if not much of it must be read in vain.
+
+    Raises:
+        Misread: it answers another question; its body need not be read.
+    """
+    where = host_of(url)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding != "identity":
-        raise RangeReadError(f"{where} sent compressed bytes without being asked; {ADVICE}")
+        raise Misread(f"{where} sent compressed bytes without being asked")
     length = response.headers.get("Content-Length", "").strip()
     if response.status == 200:
-        if not wanted.is_whole_file:
-            raise RangeReadError(f"{where} sent the whole file instead of a part; {ADVICE}")
         if length not in ("", str(wanted.file_num_bytes)):
-            raise RangeReadError(f"{where} has a file of another size; start again")
-        return
+            raise Misread(f"{where} has a file of another size", _START_AGAIN)
+        if wanted.is_whole_file:
+            return 0
+        if not length or wanted.start > MAX_SKIPPED_BYTES:
+            raise Misread(f"{where} sent the whole file instead of a part")
+        return wanted.start
     content = parse_content_range(response.headers.get("Content-Range", ""))
     if content is None or (content.start, content.stop) != (wanted.start, wanted.stop):
-        raise RangeReadError(f"{where} sent another part of the file; {ADVICE}")
+        raise Misread(f"{where} sent another part of the file")
     if content.total != wanted.file_num_bytes:
-        raise RangeReadError(f"{where} has a file of another size; start again")
+        raise Misread(f"{where} has a file of another size", _START_AGAIN)
     if length not in ("", str(wanted.stop - wanted.start)):
-        raise RangeReadError(f"{where} announced another length than its part has; {ADVICE}")
+        raise Misread(f"{where} announced another length than its part has")
+    return 0
 
 
 _NEXT_STEPS = {

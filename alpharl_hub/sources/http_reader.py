@@ -1,8 +1,9 @@
 """The one reader of byte ranges over HTTP: straight into memory, with patience and with suspicion.
 
 Patience: a busy server, a lost connection and a cut body are tried again, going on from the byte
-reached. Suspicion: an answer counts only if it is exactly what was asked for, and credentials never
-leave the origin that they were given for.
+reached, and so is an answer to another question, which one of many servers may give. Suspicion: an
+answer counts only if it is what was asked for, and credentials never leave the origin that they
+were given for.
 
 urllib3 finds the way (proxies, certificates, connections that are kept), not the Hub client's own
 HTTP library, which takes three times the CPU time per byte with several connections. The bodies are
@@ -25,9 +26,9 @@ from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 
 from alpharl_hub.byte_ranges import range_header
 from alpharl_hub.errors import RangeReadError, SourceError
-from alpharl_hub.sources.http_addresses import AddressRules
+from alpharl_hub.sources.http_addresses import AddressRules, into_private_network
 from alpharl_hub.sources.http_answers import (
-    ADVICE,
+    Misread,
     Refused,
     Wanted,
     asked_wait_s,
@@ -36,6 +37,7 @@ from alpharl_hub.sources.http_answers import (
     secrets_in,
 )
 from alpharl_hub.sources.http_routes import (
+    PeerRefused,
     check_address,
     host_of,
     new_manager,
@@ -43,10 +45,11 @@ from alpharl_hub.sources.http_routes import (
     proxy_for,
     redirect_target,
 )
-from alpharl_hub.sources.patience import Patience
+from alpharl_hub.sources.patience import MAX_FAILURES, Patience
 from alpharl_hub.version import __version__
 
 _MAX_REDIRECTS = 5
+_SKIP_BYTES = 1 << 16  # of what is dropped, at a time
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _OWN_HEADERS = {"Accept-Encoding": "identity", "User-Agent": f"alpharl-hub/{__version__}"}
 
@@ -117,7 +120,7 @@ class RangeReader:
             what: how messages name the file.
 
         Raises:
-            RangeReadError: the server sent something else than these bytes.
+            RangeReadError: the server sent something else than these bytes, five times in a row.
             SourceError: it refused, or failed five times without sending a byte in between, or
                 asks to wait more than ten minutes.
             Cancelled: the stop event was set.
@@ -137,6 +140,14 @@ class RangeReader:
                 if is_renewed:
                     raise SourceError(str(refused)) from None
                 current, is_renewed = self._renew(address, current), True
+                continue
+            except Misread as misread:
+                num_failures += 1
+                if num_failures >= MAX_FAILURES:
+                    reason = f"{misread.reason}, {num_failures} times in a row"
+                    raise RangeReadError(f"{what}: {reason}; {misread.advice}") from None
+                self._patience.pause(what, misread.reason, 0.0, num_failures)
+                current = self._renew(address, current)
                 continue
             num_read += num_got
             if num_got:
@@ -158,15 +169,17 @@ class RangeReader:
         check_address(address.url, wanted.what)
         try:
             response, url = self._open(address, wanted)
+        except PeerRefused as refused:
+            raise into_private_network(refused.url, wanted.what) from None
         except HTTPError as error:
-            return 0, _trouble_of(error, address.url, wanted)
+            return 0, _trouble_of(error, address.url, wanted.what)
         try:
             if response.status in (408, 429) or response.status >= 500:
                 reason = f"{host_of(url)} answered {response.status}"
                 return 0, _Trouble(reason, asked_wait_s(response.headers))
             if response.status in (200, 206):
-                check_answer(response, url, wanted)
-                return self._fill(view, response, url, wanted)
+                num_skipped = check_answer(response, url, wanted)
+                return self._fill(view, response, url, wanted.what, num_skipped)
             secrets = secrets_in(address.url, address.headers) + secrets_in(url, {})
             raise refusal(response, url, wanted, secrets)
         finally:
@@ -208,26 +221,33 @@ class RangeReader:
         return self._rules.follow(url, location, what)
 
     def _fill(
-        self, view: memoryview, response: urllib3.BaseHTTPResponse, url: str, wanted: Wanted
+        self,
+        view: memoryview,
+        response: urllib3.BaseHTTPResponse,
+        url: str,
+        what: str,
+        num_skipped: int,
     ) -> tuple[int, _Trouble | None]:
         body = _body_of(response)
-        num_got = 0
+        scratch = memoryview(bytearray(min(num_skipped, _SKIP_BYTES)))
+        num_got = -num_skipped
         # What came with the headers waits in a buffer; asked for more, it would receive as well,
         # and lose both when that fails.
         most_bytes = io.DEFAULT_BUFFER_SIZE
         try:
             while num_got < len(view):
                 self._patience.raise_if_stopped()
-                count = _receive(body, view[num_got : num_got + most_bytes])
+                part = view[num_got:] if num_got >= 0 else scratch[:-num_got]
+                count = _receive(body, part[:most_bytes])
                 if not count:
-                    return num_got, _Trouble(f"{host_of(url)}: the answer was cut short")
+                    return max(num_got, 0), _Trouble(f"{host_of(url)}: the answer was cut short")
                 num_got += count
-                most_bytes = len(view)
+                most_bytes = max(len(view), _SKIP_BYTES)
             is_longer = "Content-Length" not in response.headers and bool(body.read(1))
         except (HTTPError, http.client.HTTPException, OSError) as error:
-            return num_got, _trouble_of(error, url, wanted)
+            return max(num_got, 0), _trouble_of(error, url, what)
         if is_longer:
-            raise RangeReadError(f"{wanted.what}: {host_of(url)} sent too many bytes; {ADVICE}")
+            raise Misread(f"{host_of(url)} sent too many bytes")
         if body.isclosed():
             response.release_conn()
         return num_got, None
@@ -237,7 +257,8 @@ class RangeReader:
         proxy = proxy_for(url)
         with self._managers_lock:
             if proxy not in self._managers:
-                self._managers[proxy] = new_manager(proxy, what)
+                allows_peer = None if self._rules is None else self._rules.allows_peer
+                self._managers[proxy] = new_manager(proxy, what, allows_peer)
             return self._managers[proxy]
 
 
@@ -260,13 +281,13 @@ def _receive(body: http.client.HTTPResponse, view: memoryview) -> int:
 
 
 def _trouble_of(
-    error: HTTPError | http.client.HTTPException | OSError, url: str, wanted: Wanted
+    error: HTTPError | http.client.HTTPException | OSError, url: str, what: str
 ) -> _Trouble:
     """What went wrong on the line, in a few words; raises SourceError for what will not pass."""
     cause = _root_cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise SourceError(
-            f"{wanted.what}: the certificate of {host_of(url)} is not trusted "
+            f"{what}: the certificate of {host_of(url)} is not trusted "
             f"({cause.verify_message}); name the right CA bundle in SSL_CERT_FILE"
         ) from None
     is_timeout = isinstance(error, (HTTPTimeoutError, TimeoutError))

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from urllib.parse import unquote, urljoin
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import LocationValueError
 from urllib3.util import make_headers, parse_url
 
 from alpharl_hub.errors import SourceError
 
+_BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _POOL_SIZE = 32  # idle connections kept per host: more than there are threads that read
 
 
@@ -73,11 +75,28 @@ def proxy_for(url: str) -> str | None:
     return proxies.get(parse_url(url).scheme or "") or proxies.get("all")
 
 
-def new_manager(proxy: str | None, what: str) -> urllib3.PoolManager:
-    """Connections that go directly, or through a proxy with the login in its address."""
+class PeerRefused(Exception):
+    """A connection has led to a number that is none for its address; nothing was asked."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+
+def new_manager(
+    proxy: str | None, what: str, allows_peer: Callable[[str, str], bool] | None
+) -> urllib3.PoolManager:
+    """Connections that go directly, or through a proxy with the login in its address.
+
+    `allows_peer` is asked with address and number about every direct one before it is used; those
+    that it does not allow end with PeerRefused.
+    """
     context = trusted_certificates(what)
     if proxy is None:
-        return urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
+        manager = urllib3.PoolManager(maxsize=_POOL_SIZE, ssl_context=context)
+        if allows_peer is not None:
+            manager.pool_classes_by_scheme = _watched_pools(allows_peer)
+        return manager
     try:
         parts = parse_url(proxy if "://" in proxy else f"http://{proxy}")
     except LocationValueError:
@@ -97,10 +116,48 @@ def new_manager(proxy: str | None, what: str) -> urllib3.PoolManager:
     )
 
 
+def _watched_pools(
+    allows_peer: Callable[[str, str], bool],
+) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    def check(connection: HTTPConnection, scheme: str) -> None:
+        host = f"[{connection.host}]" if ":" in connection.host else connection.host
+        url, peer = f"{scheme}://{host}", connection.sock.getpeername()[0]
+        if not allows_peer(url, peer):
+            connection.close()
+            raise PeerRefused(url)
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            check(self, "http")
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            check(self, "https")
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
+
+
+def ca_bundle() -> str | None:
+    """File or folder of the certificates that the environment names in place of the system's.
+
+    SSL_CERT_FILE is what Python and the Hub's client know, the others what requests and curl do.
+    """
+    found = (os.environ.get(name) for name in _BUNDLE_VARIABLES)
+    return next((path for path in found if path), None)
+
+
 def trusted_certificates(what: str) -> ssl.SSLContext:
-    """The system's certificates, or those in REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
-    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
-    if not bundle:
+    """The system's certificates, or those that the environment names."""
+    bundle = ca_bundle()
+    if bundle is None:
         return ssl.create_default_context()
     try:
         if os.path.isdir(bundle):
@@ -109,5 +166,5 @@ def trusted_certificates(what: str) -> ssl.SSLContext:
     except OSError as error:
         raise SourceError(
             f"{what}: the CA bundle {bundle} cannot be read ({error.strerror or error}); "
-            "correct REQUESTS_CA_BUNDLE or SSL_CERT_FILE"
+            f"correct {' or '.join(_BUNDLE_VARIABLES)}"
         ) from None

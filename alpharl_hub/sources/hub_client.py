@@ -7,7 +7,6 @@ says, or without any timeout (huggingface_hub 2.4, list_repo_tree and list_repo_
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,7 +30,13 @@ from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_reader import RangeReader, SignedAddress
 from alpharl_hub.sources.http_routes import check_address, host_of, origin_of
-from alpharl_hub.sources.hub_session import HubSession, untrusted_certificate
+from alpharl_hub.sources.hub_session import (
+    HubSession,
+    Page,
+    PageBudget,
+    no_hub,
+    untrusted_certificate,
+)
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.trajectory import StoredFile
 from alpharl_hub.version import __version__
@@ -177,8 +182,6 @@ class HubClient:
             except httpx.RequestError as error:
                 self._require_trust(what, error)
                 reason, wait_s = f"{self._host} is out of reach ({type(error).__name__})", 0.0
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise self._no_hub(what) from error
             except OfflineModeIsEnabled as error:
                 raise SourceError(
                     f"{what}: HF_HUB_OFFLINE is set; unset it, or name local folders"
@@ -238,7 +241,7 @@ class HubClient:
             found: dict[str, StoredFile] = {}
             git_oids: dict[str, str] = {}
             for rows in self._pages(what, f"/{repo}/tree/{commit}", query):
-                found.update(_stored_files(rows))
+                found.update(self._stored_files(what, rows))
                 git_oids.update(_git_oids(rows))
             self._git_oids[key], self._trees[key] = git_oids, found
         return self._trees[key]
@@ -281,37 +284,40 @@ class HubClient:
 
     def _pages(self, what: str, path: str, query: str) -> Iterator[Rows]:
         url = f"{self.endpoint}/api/models{path}"
+        budget = PageBudget(what)
+        budget.turn(query, 0)
         while True:
-            rows, following = self._get(what, f"{url}?{query}" if query else url)
-            yield self._rows(rows, what)
-            if following is None:
+            page = self._get(what, f"{url}?{query}" if query else url)
+            yield self._rows(page.document, what)
+            if page.following is None:
                 return
             # Of the link only the query counts: a mirror may send on to the Hub that it mirrors,
             # and the token is for this one.
-            query = urlsplit(following).query
+            query = urlsplit(page.following).query
+            budget.turn(query, page.num_bytes)
 
-    def _get(self, what: str, url: str) -> tuple[object, str | None]:
-        """Ask for a JSON document; the answer is (document, where the next page is)."""
-
-        def question() -> tuple[object, str | None]:
-            response = self._session.get(url, what)
-            return response.json(), response.links.get("next", {}).get("url")
-
-        return self.ask(what, question)
+    def _get(self, what: str, url: str) -> Page:
+        return self.ask(what, lambda: self._session.get(url, what))
 
     def _object(self, what: str, path: str) -> Mapping[str, Any]:
-        found, _ = self._get(what, f"{self.endpoint}/api/models/{path}")
+        found = self._get(what, f"{self.endpoint}/api/models/{path}").document
         if not isinstance(found, dict):
-            raise self._no_hub(what)
+            raise no_hub(self.endpoint, what)
         return found
 
     def _rows(self, value: object, what: str) -> Rows:
         if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
-            raise self._no_hub(what)
+            raise no_hub(self.endpoint, what)
         return value
 
-    def _no_hub(self, what: str) -> SourceError:
-        return SourceError(f"{what}: {self._host} does not answer as a Hub does; check HF_ENDPOINT")
+    def _stored_files(self, what: str, rows: Rows) -> Iterator[tuple[str, StoredFile]]:
+        for row in rows:
+            if row.get("type") == "file":
+                path, num_bytes, lfs = str(row.get("path")), row.get("size") or 0, row.get("lfs")
+                if type(num_bytes) is not int or num_bytes < 0:
+                    raise no_hub(self.endpoint, what)
+                sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
+                yield path, StoredFile(path, num_bytes, sha256)
 
     def resolve(self, repo: str, path: str, commit: str, what: str) -> SignedAddress:
         """Ask where the bytes of a large file are served; counted by the Hub."""
@@ -333,14 +339,6 @@ class HubClient:
         if token is None or origin_of(url) != origin_of(self.endpoint):
             return {}
         return {"Authorization": f"Bearer {token}"}
-
-
-def _stored_files(rows: Rows) -> Iterator[tuple[str, StoredFile]]:
-    for row in rows:
-        if row.get("type") == "file":
-            path, lfs = str(row.get("path")), row.get("lfs")
-            sha256 = lfs.get("oid") if isinstance(lfs, dict) else None
-            yield path, StoredFile(path, int(row.get("size") or 0), sha256)
 
 
 def _git_oids(rows: Rows) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Requests to a Hub's API: with a timeout, and with redirects that are looked at before followed.
+"""Requests to a Hub's API, with limits to time and length, and redirects that are looked at first.
 
 Not the Hub client's own session: it has no timeout, follows wherever it is sent, and is closed
 under the requests of other threads when a connection fails (huggingface_hub 2.4, http_backoff).
@@ -6,8 +6,11 @@ under the requests of other threads when a connection fails (huggingface_hub 2.4
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -17,13 +20,29 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its 
 )
 
 from alpharl_hub.errors import SourceError
-from alpharl_hub.sources.http_addresses import AddressRules
-from alpharl_hub.sources.http_routes import host_of, origin_of, trusted_certificates
+from alpharl_hub.sources.http_addresses import AddressRules, into_private_network
+from alpharl_hub.sources.http_routes import host_of, origin_of, proxy_for, trusted_certificates
+from alpharl_hub.strict_json import read_int
 
 _MAX_REDIRECTS = 5
 
+MAX_ANSWER_BYTES = 64 << 20
+"""The longest answer that is read; a page of a thousand repos with their files has 12 MB."""
+
+_MAX_PAGES = 1000  # of a thousand entries each, as the Hub gives them
+_MAX_LISTING_BYTES = 256 << 20
+
 HeadersFor = Callable[[str], Mapping[str, str]]
 """Gives the headers for an address: credentials for the Hub's own origin only."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A JSON document, where the next one of a listing is, and how long it was."""
+
+    document: object
+    following: str | None
+    num_bytes: int
 
 
 class HubSession:
@@ -39,13 +58,20 @@ class HubSession:
         """Close the idle connections; nothing can be asked afterwards."""
         self._client.close()
 
-    def get(self, url: str, what: str) -> httpx.Response:
-        """Return the answer of status 2xx, after redirects.
+    def get(self, url: str, what: str) -> Page:
+        """Return the document that is answered with status 2xx, after redirects.
 
         Raises:
-            The client's own errors for other answers and for none.
+            SourceError: it is no JSON, or too long.
+            The client's own errors for answers of another status and for none.
         """
-        return self._request("GET", url, what, within_origin=False)
+        response = self._request("GET", url, what, within_origin=False)
+        try:
+            document = json.loads(response.content, parse_int=read_int)
+        except (ValueError, RecursionError) as error:
+            raise no_hub(url, what) from error
+        following = response.links.get("next", {}).get("url")
+        return Page(document, following, len(response.content))
 
     def locate(self, url: str, what: str) -> str:
         """Return where the bytes of an address are served: where the Hub itself sends us on to.
@@ -65,7 +91,7 @@ class HubSession:
             headers = {**self._headers_for(url)}
             if method == "HEAD":
                 headers["Accept-Encoding"] = "identity"  # as the bytes will be asked for
-            response = self._client.request(method, url, headers=headers)
+            response = self._send(self._client.build_request(method, url, headers=headers), what)
             location = response.headers.get("Location")
             if not response.is_redirect or location is None:
                 hf_raise_for_status(response)
@@ -77,6 +103,110 @@ class HubSession:
         raise SourceError(
             f"{what}: {host_of(url)} redirects more than {_MAX_REDIRECTS} times; check HF_ENDPOINT"
         )
+
+    def _send(self, request: httpx.Request, what: str) -> httpx.Response:
+        watch_peer(request, self._rules, what)
+        response = self._client.send(request, stream=True)
+        try:
+            read_answer(response, what)
+        finally:
+            response.close()
+        return response
+
+
+def watch_peer(
+    request: httpx.Request,
+    rules: AddressRules,
+    what: str,
+    refusal: Callable[[str], Exception] = SourceError,
+) -> None:
+    """Have a connection that is made for a request looked at before it is asked over it.
+
+    One that leads where a server must not send us ends with `refusal` and one line.
+    https://www.python-httpx.org/advanced/extensions/#trace tells of the events.
+    """
+    url = str(request.url)
+    if proxy_for(url) is not None:
+        return
+
+    def look(event: str, told: Mapping[str, Any]) -> None:
+        if event != "connection.connect_tcp.complete":
+            return
+        stream = told["return_value"]
+        if not rules.allows_peer(url, stream.get_extra_info("server_addr")[0]):
+            stream.close()
+            raise refusal(str(into_private_network(url, what)))
+
+    request.extensions["trace"] = look
+
+
+def read_answer(response: httpx.Response, what: str) -> None:
+    """Receive the whole body, which the client itself would do without any limit.
+
+    Raises:
+        SourceError: it is longer than any answer should be, packed or unpacked.
+    """
+    parts, num_bytes = [], 0
+    for part in response.iter_bytes():
+        num_bytes += len(part)
+        if num_bytes > MAX_ANSWER_BYTES:
+            raise SourceError(
+                f"{what}: {host_of(str(response.url))} answered more than "
+                f"{MAX_ANSWER_BYTES >> 20} MiB to one question; check HF_ENDPOINT"
+            )
+        parts.append(part)
+    # Where httpx keeps what it has read; there is no public way to hand it in (a test holds it).
+    body = b"".join(parts)
+    response._content = _understood(body) if response.is_error else body
+
+
+def _understood(body: bytes) -> bytes:
+    """Return what an error says, or nothing where the client would fail on its shape.
+
+    It takes all JSON for an object whose "errors" are objects (huggingface_hub 2.4, `_format`).
+    """
+    try:
+        document = json.loads(body, parse_int=read_int)
+    except json.JSONDecodeError:
+        return body
+    except (ValueError, RecursionError):
+        return b""
+    errors = (document.get("errors") or []) if isinstance(document, dict) else None
+    is_known = isinstance(errors, list) and all(isinstance(error, dict) for error in errors)
+    return body if is_known else b""
+
+
+class PageBudget:
+    """What one listing may cost, however many pages a server says that there are."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._seen: set[str] = set()
+        self._num_bytes = 0
+
+    def turn(self, place: str, num_bytes: int) -> None:
+        """Count a page of `num_bytes` that names `place` as that of the next one.
+
+        Raises:
+            SourceError: the listing comes round to a page that it had, or has no end.
+        """
+        if place in self._seen:
+            raise SourceError(
+                f"{self._what}: the Hub's listing leads back to a page that it gave before; "
+                "check HF_ENDPOINT"
+            )
+        self._seen.add(place)
+        self._num_bytes += num_bytes
+        if len(self._seen) >= _MAX_PAGES or self._num_bytes > _MAX_LISTING_BYTES:
+            raise SourceError(
+                f"{self._what}: the Hub's listing is longer than {_MAX_PAGES} pages or "
+                f"{_MAX_LISTING_BYTES >> 20} MiB; check HF_ENDPOINT"
+            )
+
+
+def no_hub(url: str, what: str) -> SourceError:
+    """Say that an answer is none of a Hub's."""
+    return SourceError(f"{what}: {host_of(url)} does not answer as a Hub does; check HF_ENDPOINT")
 
 
 def untrusted_certificate(error: BaseException) -> str | None:

@@ -10,7 +10,9 @@ from alpharl_hub.errors import SourceError
 MAX_WAIT_S = 600.0
 """The longest that a server may ask for before it is called unavailable."""
 
-_MAX_FAILURES = 5
+MAX_FAILURES = 5
+"""After so many in a row nothing is expected of another attempt."""
+
 _MAX_BACKOFF_S = 8.0
 
 
@@ -50,7 +52,7 @@ class Patience:
             Cancelled: the stop event was set.
         """
         self.check_wait(what, reason, asked_wait_s)
-        if num_failures >= _MAX_FAILURES:
+        if num_failures >= MAX_FAILURES:
             raise SourceError(
                 f"{what}: {reason}, {num_failures} times in a row; "
                 "check the connection or try again later"

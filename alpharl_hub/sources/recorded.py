@@ -15,6 +15,7 @@ from alpharl_hub.manifest import CheckpointRecord
 from alpharl_hub.sources.contents import open_contents
 from alpharl_hub.sources.hub import HubFolder
 from alpharl_hub.sources.hub_client import HubClient
+from alpharl_hub.strict_json import shown
 from alpharl_hub.trajectory import Checkpoint, CheckpointContents, CheckpointStore
 
 FindLocal = Callable[[CheckpointRecord], tuple[Checkpoint, CheckpointStore]]
@@ -52,7 +53,10 @@ def _open(
         return contents
     parts = PurePosixPath(record.folder).parts
     if not (_COMMIT.fullmatch(record.commit) and _REPO.fullmatch(record.source)) or ".." in parts:
-        raise ManifestError(f"the manifest's checkpoint {record.source!r} is no repo at a commit")
+        raise ManifestError(
+            f"the manifest's checkpoint {shown(record.source)} is no repo at a commit; name a RUN "
+            "and --base of your own instead of --from"
+        )
     checkpoint = Checkpoint(
         record.step, record.source, record.revision, record.commit, record.folder
     )

@@ -28,12 +28,14 @@ from typing import IO
 from alpharl_hub.errors import ScoreError
 from alpharl_hub.output.shards import write_error
 from alpharl_hub.sources.patience import Cancelled
+from alpharl_hub.strict_json import read_int, why_not_json
 
 LOG_NAME = "log.txt"
 OUT_NAME = "out"
 _PLACEHOLDER = re.compile(r"\{model\}|\{out\}")
 _SCORE_LINE = re.compile(r"score=(\S+)")
 _MAX_LAST_LINES = 20
+_MAX_KEYS = 20  # within each other, to be looked at for an error's words
 _MAX_SHOWN = 200
 _POLL_S = 0.05
 _GRACE_S = 2.0
@@ -273,9 +275,10 @@ def _stored_score(place: ScorePlace, out: Path, log: Path) -> float:
         raise _failure(log, f"left no file {place.pattern} below {out}")
     newest = max(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
     try:
-        document = json.loads(newest.read_bytes())
-    except (OSError, ValueError) as error:
-        raise _failure(log, f"left a file {newest} that is no JSON ({error})") from error
+        document = json.loads(newest.read_bytes(), parse_int=read_int)
+    except (OSError, ValueError, RecursionError) as error:
+        why = str(error) if isinstance(error, OSError) else why_not_json(error)
+        raise _failure(log, f"left a file {newest} that is no JSON ({why})") from error
     found = _look_up(document, place.keys.split("."))
     if found is None:
         there = ", ".join(_key_paths(document))
@@ -303,10 +306,10 @@ def _key_paths(document: object, max_shown: int = 8) -> list[str]:
     """Name the numbers of a document, the first few, for an error."""
     found: list[str] = []
 
-    def walk(value: object, path: str) -> None:
-        if isinstance(value, Mapping):
+    def walk(value: object, path: str, depth: int = 0) -> None:
+        if isinstance(value, Mapping) and depth < _MAX_KEYS:
             for key, inner in value.items():
-                walk(inner, f"{path}.{key}" if path else str(key))
+                walk(inner, f"{path}.{key}" if path else str(key), depth + 1)
         elif isinstance(value, int | float) and not isinstance(value, bool):
             found.append(path)
 

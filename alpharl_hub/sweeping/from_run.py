@@ -15,14 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from alpharl_hub import strict_json
-from alpharl_hub.card.make import make_card
+from alpharl_hub.card.make import card_files
 from alpharl_hub.errors import FitError
 from alpharl_hub.manifest import MANIFEST_NAME, Manifest, SweepRecord, read_manifest
 from alpharl_hub.methods import AUTO
 from alpharl_hub.output.folder import check_disk, publish, work_folder_beside, write_file
 from alpharl_hub.output.journal import DEFAULT_PARENT, RESULT_FOLDER, Journal, open_journal
 from alpharl_hub.prediction.automatic import planned_for
-from alpharl_hub.prediction.delivery import Destination, work_folder
+from alpharl_hub.prediction.destination import Destination, work_folder
 from alpharl_hub.prediction.predict import card_facts, predict
 from alpharl_hub.prediction.setting import (
     PredictOptions,
@@ -33,7 +33,6 @@ from alpharl_hub.prediction.setting import (
     resolved,
 )
 from alpharl_hub.prediction.targets import Goal, ResolvedTarget, TargetOptions
-from alpharl_hub.push.finished_folder import CARD_NAME
 from alpharl_hub.push.model_upload import PushResult, push_folder
 from alpharl_hub.results import SCHEMA, PredictedOutput
 from alpharl_hub.sweeping.results import SCALE, STEP, SweepAnswer, SweepOutcome
@@ -92,7 +91,7 @@ def sweep(
     if not (work / RESULT_FOLDER).exists():
         check_disk(work, need.total_bytes)
     _check_push(subject, destination)
-    with open_journal(work, known_by) as journal:
+    with open_journal(work, known_by, destination.folder) as journal:
         _begin(work, journal)
         endpoints = _endpoints(endpoints_setting, final, work, compute, hooks)
         small = {file.name: file.read() for file in final.plan.copied}
@@ -210,7 +209,7 @@ def _endpoints(
 def _manifest(final: Setting, endpoints: Endpoints, outcome: SweepOutcome) -> Manifest:
     """Write down the best model: the endpoint's record, with the size that was chosen."""
     path = endpoints.high / MANIFEST_NAME
-    found = read_manifest(path.read_bytes(), str(path))
+    found = read_manifest(strict_json.read_file(path), str(path))
     assert found.method is not None, "the endpoint is a predicted model"
     dtype = final.options.dtype
     method = replace(found.method, dtype=dtype)
@@ -246,9 +245,10 @@ def _deliver(
     result: Path, manifest: Manifest, final: Setting, destination: Destination
 ) -> PushResult | None:
     """Add manifest and card to the best model, push it, and move it to its name."""
-    write_file(result / MANIFEST_NAME, manifest.to_json().encode())
-    card = make_card(manifest, card_facts(final, destination))
-    write_file(result / CARD_NAME, card.encode())
+    # The endpoint's card stood for a folder of no name.
+    told = replace(manifest, card=None)
+    for name, data in card_files(told, card_facts(final, destination)).items():
+        write_file(result / name, data)
     pushed, push = None, destination.push
     if push is not None:
         pushed = push_folder(result, push.repo, push.options, access=push.access, hooks=push.hooks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Protocol, TypeVar
 
@@ -24,19 +25,26 @@ def _no_progress(done_bytes: int, total_bytes: int) -> None:
     """Nobody watches."""
 
 
+def _ignore_resume(num_done: int, num_windows: int) -> None:
+    """Nobody asks."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What the library tells while it works, and how it is stopped.
 
-    `on_progress(done_bytes, total_bytes)` is called from any thread, in order: with 0 when a
-    reading begins, and with all when its last window is computed, written, kept and handed on (a
-    shard that is complete is uploaded by then). `done_bytes` never falls within a reading; a
-    command that has to look first, such as the automatic choice of a method, has two readings.
+    `on_progress(done_bytes, total_bytes)` is called from any thread, in order: when a reading
+    begins, with what an earlier start has done of it, and with all when its last window is
+    computed, written, kept and handed on (a shard that is complete is uploaded by then).
+    `done_bytes` never falls within a reading; a command that has to look first, such as the
+    automatic choice of a method, has two readings. `on_resume(num_done, num_windows)` is called
+    before that where an earlier start has done some of a reading's windows, or all.
     `stop` is set to end soon, with everything kept that was finished.
     """
 
     on_progress: Callable[[int, int], None] = _no_progress
     stop: threading.Event = field(default_factory=threading.Event)
+    on_resume: Callable[[int, int], None] = _ignore_resume
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ class WorkCounter:
 
     Of what was read and is not finished at most `ahead_bytes` count: where finishing is the slow
     part (an upload), its pace is the one that matters. `read_share` of these bytes count.
+    `known_bytes` of the total were finished by an earlier start.
     """
 
     def __init__(
@@ -88,17 +97,19 @@ class WorkCounter:
         ahead_bytes: int,
         tell: Callable[[int, int], None],
         read_share: float = _READ_SHARE,
+        known_bytes: int = 0,
     ) -> None:
         self._total_bytes = total_bytes
         self._ahead_bytes = ahead_bytes
         self._read_share = read_share
         self._tell = tell
-        self._read_bytes = self._repeated_bytes = self._finished_bytes = self._done_bytes = 0
+        self._read_bytes = self._finished_bytes = self._done_bytes = known_bytes
+        self._repeated_bytes = 0
         self._lock = threading.Lock()
 
     def start(self) -> None:
-        """Tell that nothing is done yet."""
-        self._tell(0, self._total_bytes)
+        """Tell what is done before anything is read."""
+        self._tell(self._done_bytes, self._total_bytes)
 
     def add_read(self, num_bytes: int) -> None:
         """Count bytes that were read."""
@@ -211,22 +222,26 @@ def stream(
     reading: Reading,
     result_type: type[Result],
     journal: Results | None = None,
-    on_window: Callable[[Window], None] | None = None,
+    on_window: Callable[[Window, Callable[[], None]], None] | None = None,
     key: str = "window",
 ) -> dict[int, tuple[Result, ...]]:
     """Read all windows once and return each one's results by its index.
 
     With a journal, windows that it holds are not read again, and every new result is kept there
-    before `on_window` is told. `key` tells several readings of one journal apart. What a device
-    had too little memory for is done on the CPU, and noted in `reading.moved`.
+    before `on_window(window, finished)` is told, which has `finished()` called, from any thread,
+    when nothing of the window is left to do. `key` tells several readings of one journal apart.
+    What a device had too little memory for is done on the CPU, and noted in `reading.moved`.
     """
     found = _known(journal, result_type, key)
     todo = _in_turn([w for w in windows if w.index not in found], reading)
     _remember_moves(windows, found, reading.moved, journal, key)
-    counter = _counter(todo, reading)
+    if found:
+        reading.hooks.on_resume(len(found), len(windows))
+    counter = _counter(windows, todo, reading)
     moved: set[int] = set()
     events = Events(counter.add_repeat, lambda window: moved.add(window.index))
-    for window, results in _run(trajectory, todo, work, reading, counter.add_read, events):
+    is_kept, on_bytes = journal is not None, counter.add_read
+    for window, results in _run(trajectory, todo, work, reading, on_bytes, events, is_kept):
         if window.index in moved:
             reading.moved.add(window)
             if journal is not None:
@@ -234,9 +249,11 @@ def stream(
         if journal is not None:
             journal.record(f"{key} {window.index}", strict_json.to_plain(results))
         found[window.index] = results
-        if on_window is not None:
-            on_window(window)
-        counter.add_finished(read_cost((window,))[0])
+        finished = partial(counter.add_finished, read_cost((window,))[0])
+        if on_window is None:
+            finished()
+        else:
+            on_window(window, finished)
     return found
 
 
@@ -252,13 +269,15 @@ def _in_turn(windows: Sequence[Window], reading: Reading) -> list[Window]:
     return sorted(windows, key=lambda w: (shards.index(w.output_filename), -costs[w.index]))
 
 
-def _counter(todo: Sequence[Window], reading: Reading) -> WorkCounter:
+def _counter(windows: Sequence[Window], todo: Sequence[Window], reading: Reading) -> WorkCounter:
     costs = [read_cost((window,))[0] for window in todo]
     # Each worker is in the middle of one window; what else was read waits for something slower.
     ahead_bytes = sum(sorted(costs)[-len(reading.devices) :])
     is_written = any(window.output_filename is not None for window in todo)
     read_share = _READ_SHARE_WRITING if is_written else _READ_SHARE
-    counter = WorkCounter(sum(costs), ahead_bytes, reading.hooks.on_progress, read_share)
+    total_bytes, tell = sum(read_cost((w,))[0] for w in windows), reading.hooks.on_progress
+    known_bytes = total_bytes - sum(costs)
+    counter = WorkCounter(total_bytes, ahead_bytes, tell, read_share, known_bytes)
     if todo:
         counter.start()
     return counter
@@ -289,11 +308,12 @@ def _run(
     reading: Reading,
     on_bytes: Callable[[int], None],
     events: Events,
+    is_kept: bool,
 ) -> Iterator[tuple[Window, tuple[Result, ...]]]:
     stop = reading.hooks.stop
     if reading.cluster is None:
         reader = WindowReader(trajectory, on_bytes)
-        return LocalExecutor(reader, work, reading.devices, stop, events).run(windows)
+        return LocalExecutor(reader, work, reading.devices, stop, events, is_kept).run(windows)
     from alpharl_hub.executors.ray import RayExecutor
 
     need = (reading.devices[0], reading.memory_bytes)
@@ -307,11 +327,12 @@ def _known(
     for key, result in (journal.results if journal else {}).items():
         kind, _, index = key.partition(" ")
         if kind == wanted:
-            found[int(index)] = _load(result_type, result, key)
+            found[int(index)] = load_results(result_type, result, key)
     return found
 
 
-def _load(result_type: type[Result], value: Any, where: str) -> tuple[Result, ...]:
+def load_results(result_type: type[Result], value: Any, where: str) -> tuple[Result, ...]:
+    """Turn what the journal holds of a window into its results again."""
     if not isinstance(value, list):
         raise WriteError(f"the journal's {where} is no list; delete the work folder")
     return tuple(strict_json.from_plain(result_type, item, where) for item in value)

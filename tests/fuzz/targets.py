@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from alpharl_hub.card.make import card_metadata
 from alpharl_hub.errors import AlphaRLError
 from alpharl_hub.manifest import read_manifest
 from alpharl_hub.output.factor_files import FactorFolder, read_local_places
+from alpharl_hub.output.journal import JOURNAL_NAME, LOCK_NAME, RESULT_FOLDER, open_journal
 from alpharl_hub.output.model_files import copied_files
 from alpharl_hub.safetensors_header import (
     Header,
@@ -146,6 +148,33 @@ def read_card(data: bytes) -> object:
     return card_metadata(data.decode("utf-8", errors="replace"))
 
 
+JOURNAL_IDENTITY = {"run": ["lab/run", 10], "method": {"rank": 1}}
+
+
+def sealed(data: bytes) -> bytes:
+    """The lines of a journal, each with the checksum that belongs before it."""
+    checksum, lines = 0, b""
+    for line in data.split(b"\n"):
+        checksum = zlib.crc32(line, checksum)
+        lines += b"%08x %s\n" % (checksum, line)
+    return lines
+
+
+def read_journal(folder: Path) -> object:
+    """The journal of an earlier start: as it stands, and as if its checksums were right."""
+    path = folder / JOURNAL_NAME
+    data = path.read_bytes()
+    answers = []
+    for content in (data, sealed(data)):
+        (folder / LOCK_NAME).touch()
+        (folder / RESULT_FOLDER).mkdir()
+        path.write_bytes(content)
+        with open_journal(folder, JOURNAL_IDENTITY) as journal:
+            answers.append(dict(journal.results))
+        folder.mkdir(exist_ok=True)  # a journal that has served its purpose goes with its folder
+    return answers
+
+
 READERS: dict[str, Callable[[bytes], object]] = {
     "header": read_header,
     "index": read_index,
@@ -160,6 +189,7 @@ READERS: dict[str, Callable[[bytes], object]] = {
     "local_places": _in_folder("local-places.json", read_local_places),
     "factors": _in_folder("factors.safetensors", read_factors),
     "card": read_card,
+    "journal": _in_folder(JOURNAL_NAME, read_journal),
 }
 
 

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak.stress import Looped, loop_under_faults
+from tests.soak.stress import MIN_SLOPE_MINUTES, Looped, loop_under_faults
 from tests.soak.strikes import strike_all
 
 MAX_SLOPE_MB_PER_MINUTE = 1.0
@@ -40,16 +40,24 @@ def main() -> int:
 
 
 def _text(looped: Looped) -> str:
-    first, last = looped.first[-1], looped.last[-1]
+    judged = "" if looped.minutes >= MIN_SLOPE_MINUTES else " (too short to be judged)"
+    seen = "; ".join(_held(what, looped) for what in ("descriptors", "threads"))
     return (
         f"loop: {looped.rounds} rounds of {looped.num_commands} commands in "
         f"{looped.minutes:.1f} min, {looped.num_faults} of {looped.num_requests} answers "
         f"spoilt\n"
-        f"memory: {last.rss_bytes / 1e6:.0f} MB at the end, {looped.slope_mb_per_minute:+.2f} "
-        f"MB/min over the last two thirds\n"
-        f"descriptors {first.descriptors} after the first round, {last.descriptors} at the end; "
-        f"threads {first.threads}, {last.threads}"
+        f"memory: {looped.last[-1].rss_bytes / 1e6:.0f} MB at the end, "
+        f"{looped.slope_mb_per_minute:+.2f} MB/min over the last ten minutes, two thirds of the "
+        f"time at most{judged}, what is in use {looped.used_slope_mb_per_minute:+.2f}\n{seen}"
     )
+
+
+def _held(what: str, looped: Looped) -> str:
+    first, last = (
+        sorted(getattr(sample, what) for sample in samples)
+        for samples in (looped.first, looped.last)
+    )
+    return f"{what} {first[0]}-{first[-1]} in the first round, {last[0]}-{last[-1]} in the last"
 
 
 def _options() -> argparse.Namespace:

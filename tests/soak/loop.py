@@ -6,12 +6,11 @@ A process of its own: the Hub's client reads HF_ENDPOINT when it is imported.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import hashlib
 import json
 import os
-import shutil
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,12 +23,12 @@ from alpharl_hub.backtesting.backtest import BacktestOptions
 from alpharl_hub.backtesting.from_run import backtest_run
 from alpharl_hub.output.folder import FolderRequest
 from alpharl_hub.pipeline import extract_run, inspect_run, predict_run, report_run
-from alpharl_hub.prediction.delivery import Destination, PushRequest
+from alpharl_hub.prediction.destination import Destination, PushRequest
 from alpharl_hub.prediction.setting import PredictOptions
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import ScopeOptions
-from alpharl_hub.reporting.report import ReportRequest
 from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions, push_folder
+from alpharl_hub.reporting.report import ReportRequest
 from alpharl_hub.sources.opening import RunRequest
 from alpharl_hub.windows.streaming import Compute, Hooks
 
@@ -37,15 +36,22 @@ RUN, BASE = "alice/run", "alice/base"
 SCOPE = ScopeOptions()
 COMPUTE = Compute(("cpu", "cpu"))
 TARGET_STEP = 1500.0
+PUSHED = {"model": "alice/model", "last": "alice/new"}
+"""Folders and the repos that hold the same model in the end."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What the process held after one command."""
+    """What the process held after one command; `free_bytes` malloc keeps though nobody uses them.
+
+    glibc has a heap for each of up to eight threads per core, and new threads take any of them: it
+    takes many rounds until each heap is as large as the largest need. That is no leak, and ends.
+    """
 
     seconds: float
     command: str
     rss_bytes: int
+    free_bytes: int
     descriptors: int
     threads: int
 
@@ -83,8 +89,7 @@ class Loop:
         return folder_digest(output.folder)
 
     def _predict(self) -> str:
-        place = Destination(self._folder / "model", overwrite=True)
-        predict_run(self._request, SCOPE, _options(TARGET_STEP), place, COMPUTE, Hooks())
+        self._predict_at(TARGET_STEP, Destination(self._folder / "model", overwrite=True))
         return folder_digest(self._folder / "model")
 
     def _backtest(self) -> str:
@@ -92,14 +97,19 @@ class Loop:
         return _digest_of(backtest_run(self._request, SCOPE, options, COMPUTE, Hooks()))
 
     def _push(self) -> None:
-        push_folder(self._folder / "model", "alice/model", PushOptions())
+        push_folder(self._folder / "model", PUSHED["model"], PushOptions())
 
     def _predict_and_push(self) -> None:
         # Another model every time: the Hub has what it has seen, and would not be sent it again.
-        push = PushRequest("alice/new", PushOptions(), HubAccess(), PushHooks())
-        place = Destination(None, push=push)
-        options = _options(TARGET_STEP + self.round)
-        predict_run(self._request, SCOPE, options, place, COMPUTE, Hooks())
+        push = PushRequest(PUSHED["last"], PushOptions(), HubAccess(), PushHooks())
+        self._predict_at(TARGET_STEP + self.round, Destination(None, push=push))
+
+    def _predict_at(self, step: float, place: Destination) -> None:
+        predict_run(self._request, SCOPE, _options(step), place, COMPUTE, Hooks())
+
+    def write_last_pushed(self) -> None:
+        """Write here what was last pushed without being written here."""
+        self._predict_at(TARGET_STEP + self.round - 1, Destination(self._folder / "last"))
 
     def run(self, seconds: float) -> list[Sample]:
         """Go round until the time is over, at least twice."""
@@ -112,7 +122,15 @@ class Loop:
                     self.digests.setdefault(name, set()).add(digest)
                 samples.append(sample(name, time.monotonic() - started_s))
             self.round += 1
+            print(_round_text(self.round, samples[-1]), flush=True)
         return samples
+
+
+def _round_text(number: int, last: Sample) -> str:
+    return (
+        f"round {number} ended after {last.seconds:.0f} s: {last.rss_bytes / 1e6:.1f} MB, "
+        f"{last.descriptors} descriptors, {last.threads} threads"
+    )
 
 
 def _options(step: float) -> PredictOptions:
@@ -139,9 +157,28 @@ def sample(name: str, seconds: float) -> Sample:
         seconds=seconds,
         command=name,
         rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
+        free_bytes=_free_bytes(),
         descriptors=len(os.listdir("/proc/self/fd")),
-        threads=threading.active_count(),
+        threads=len(os.listdir("/proc/self/task")),
     )
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2, https://man7.org/linux/man-pages/man3/mallinfo.3.html."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
+
+
+def _free_bytes() -> int:
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _MallInfo
+    return int(ask().fordblks)
 
 
 def main() -> None:
@@ -164,8 +201,8 @@ def main() -> None:
         "digests": {name: sorted(found) for name, found in loop.digests.items()},
         "left": sorted(path.name for path in work.iterdir()),
     }
+    loop.write_last_pushed()
     options.answer.write_text(json.dumps(document))
-    shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ import numpy as np
 from alpharl_hub.local_hub import LocalHub, child_environment
 from tests.bench.models import TINY, write_run
 from tests.soak.faults import spoilt
-from tests.soak.loop import BASE, RUN, Sample
+from tests.soak.loop import BASE, PUSHED, RUN, Sample
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_alice"
+SHAPES = replace(TINY, layers=1)
+"""So small that a quarter of an hour has more than MIN_ROUNDS rounds."""
+SLOPE_S = 600.0
 MIN_SLOPE_MINUTES = 5.0
 """Shorter loops say nothing of a slope: pools fill and allocators settle."""
+MIN_ROUNDS = 10
+"""So many must a slope rest on: memory goes up and down within each."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,10 @@ class Looped:
     first: list[Sample]
     last: list[Sample]
     slope_mb_per_minute: float
+    used_slope_mb_per_minute: float
     digests: dict[str, list[str]]
     left: list[str]
+    lost: list[str]
 
     def problems(self, max_slope: float) -> list[str]:
         """Say what is not as it should be."""
@@ -51,8 +59,15 @@ class Looped:
                 found.append(f"{after} {what} or more at the end, at most {before} at first")
         if self.left != ["factors", "model"]:
             found.append(f"left behind: {', '.join(self.left)}")
-        if self.minutes >= MIN_SLOPE_MINUTES and self.slope_mb_per_minute > max_slope:
-            found.append(f"memory grows by {self.slope_mb_per_minute:.2f} MB a minute")
+        found += [f"not on the Hub as it should be: {name}" for name in self.lost]
+        if self.minutes >= MIN_SLOPE_MINUTES:
+            if self.slope_mb_per_minute > max_slope:
+                found.append(
+                    f"memory grows by {self.slope_mb_per_minute:.2f} MB a minute, what is in use "
+                    f"by {self.used_slope_mb_per_minute:.2f}"
+                )
+            if self.rounds < MIN_ROUNDS:
+                found.append(f"{self.rounds} rounds are too few for a slope")
         return found
 
 
@@ -61,7 +76,7 @@ def loop_under_faults(
 ) -> Looped:
     """Fill a Hub, and let all commands go round against it; `share` of its answers are spoilt."""
     steps = tuple(10 * (number + 1) for number in range(num_checkpoints))
-    run = write_run(folder / "run", TINY, steps, seed)
+    run = write_run(folder / "run", SHAPES, steps, seed)
     with LocalHub(folder / "hub", {TOKEN: "alice"}) as hub:
         hub.add_commit(BASE, files=_files_of(run.base))
         hub.add_commit(RUN, files={"notes.txt": b"see the branches\n"})
@@ -69,6 +84,7 @@ def loop_under_faults(
             hub.add_commit(RUN, files=_files_of(run.folder(step)), revision=f"step_{step}")
         with spoilt(hub, share, seed) as spoiler:
             document = _loop(hub, folder, 60 * minutes, f"{steps[0]}-{steps[-1]}")
+        lost = _lost_models(hub, folder / "loop")
     samples = [Sample(**one) for one in document["samples"]]
     num_commands = len(samples) // document["rounds"]
     return Looped(
@@ -79,9 +95,11 @@ def loop_under_faults(
         num_faults=spoiler.num_faults,
         first=samples[:num_commands],
         last=samples[-num_commands:],
-        slope_mb_per_minute=slope_of(samples),
+        slope_mb_per_minute=slope_of(samples, lambda one: one.rss_bytes),
+        used_slope_mb_per_minute=slope_of(samples, lambda one: one.rss_bytes - one.free_bytes),
         digests=document["digests"],
         left=document["left"],
+        lost=lost,
     )
 
 
@@ -105,8 +123,19 @@ def _loop(hub: LocalHub, folder: Path, seconds: float, steps: str) -> Any:
     return json.loads(answer.read_text())
 
 
-def slope_of(samples: list[Sample]) -> float:
-    """MB a minute by least squares over the last two thirds of the time."""
-    late = [one for one in samples if one.seconds >= samples[-1].seconds / 3]
+def _lost_models(hub: LocalHub, work: Path) -> list[str]:
+    """The weights that the Hub has not, or with other bytes than the same model's here."""
+    found = []
+    for name, repo in PUSHED.items():
+        for path in sorted((work / name).glob("*.safetensors")):
+            if hub.read_file(repo, path.name) != path.read_bytes():
+                found.append(f"{repo}/{path.name}")
+    return found
+
+
+def slope_of(samples: list[Sample], num_bytes: Callable[[Sample], int]) -> float:
+    """MB a minute by least squares over the last ten minutes, two thirds of the time at most."""
+    ended_s = samples[-1].seconds
+    late = [one for one in samples if one.seconds >= max(ended_s - SLOPE_S, ended_s / 3)]
     minutes = [one.seconds / 60 for one in late]
-    return float(np.polyfit(minutes, [one.rss_bytes / 1e6 for one in late], 1)[0])
+    return float(np.polyfit(minutes, [num_bytes(one) / 1e6 for one in late], 1)[0])

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from alpharl_hub.local_hub import Fault, LocalHub
@@ -86,8 +86,8 @@ def _strike(
     most_bytes = moved_bytes(hub)
     # Of a push all that has to do with its repo, whose name is in every address, comes late.
     match, seconds = ("/struck-", 0.2) if command == "push" else ("", 0.02)
-    origin = None if command == "push" else "storage"
-    hub.add_fault(Fault(match, "slow", times=1_000_000, seconds=seconds, origin=origin))
+    slow = Fault(match, "slow", times=1_000_000, seconds=seconds)
+    hub.add_fault(slow if command == "push" else replace(slow, origin="storage"))
     while struck.tally.met < num_kills:
         # Another target every time, or the Hub would have what is pushed; the same one otherwise.
         target = 101 + struck.num_ends if command == "push" else 100
