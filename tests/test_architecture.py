@@ -38,13 +38,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tqdm": ("cli.running",),
     "huggingface_hub": (
         *("sources.hub_client", "sources.hub_session", "sources.hub_uri"),
-        *("push.guarded_client", "card.make", "push.hub_target", "push.model_upload"),
+        *("push.guarded_client", "card.metadata", "push.hub_target", "push.model_upload"),
     ),
     "urllib3": ("sources.http_answers", "sources.http_reader", "sources.http_routes"),
     "ray": ("executors.ray",),
-    "yaml": ("card.make",),
-    "matplotlib": ("drawing.canvas", "drawing.figures"),
-    "transformers": ("demo.task", "training"),
+    "yaml": ("card.metadata",),
+    "jinja2": ("card.template",),
+    "matplotlib": ("drawing",),
+    "transformers": ("demo.task", "training.callback"),
     "torch": (
         *("numerics", "methods", "tensor_bytes", "windows.reader", "windows.devices"),
         "windows.buffers",
@@ -58,7 +59,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *("reporting.analysis", "reporting.extraction", "reporting.report"),
         *("sweeping.mixing", "backtesting"),
         *("output.factor_files", "output.adapter_files"),
-        *("cli.running", "demo.task"),
+        *("cli.running", "demo.task", "training.spectrum"),
     ),
 }
 """Which modules (or whole packages) may import what is not in the standard library."""

@@ -264,7 +264,7 @@ MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethro
 """As the Hub reads cards: tables, and raw HTML where there is any."""
 OUR_TAGS = frozenset(
     {
-        *("h1", "h2", "p", "a", "strong", "code", "pre", "ul", "li"),
+        *("h1", "h2", "h3", "p", "a", "img", "strong", "code", "pre", "ul", "li"),
         *("table", "thead", "tbody", "tr", "th", "td"),
     }
 )
@@ -407,6 +407,7 @@ def test_the_card_of_a_hostile_run_is_clean(tmp_path: Path, hostile: Run) -> Non
     assert result.exit_code == 0
     assert {path.name for path in output.iterdir()} == {
         *("README.md", "alpharl.json", "config.json", "model.safetensors", ODD_FILE),
+        "alpharl-evidence.png",
     }
     card = (output / "README.md").read_text(encoding="utf-8")
     metadata, page = split_card(card)
@@ -415,7 +416,7 @@ def test_the_card_of_a_hostile_run_is_clean(tmp_path: Path, hostile: Run) -> Non
     assert "datasets" not in metadata
     tags = read_page(page)
     assert tags.tags <= OUR_TAGS
-    assert tags.attributes <= {"href", "class"}
+    assert tags.attributes <= {"href", "class", "src", "alt"}
     assert page.replace("\n", "").isprintable()
     kept = json.loads((output / "alpharl.json").read_text(encoding="utf-8"))
     assert kept["run"]["score_name"] == TEXT

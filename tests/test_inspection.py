@@ -30,6 +30,7 @@ from trajectories import (
 
 from tests.bench.models import SEVEN_B_PAIR, sparse_run
 
+PICTURE = "alpharl-evidence.png"
 STEPS = (4, 10, 24, 31, 40)
 TARGET = ("--target-step", "80")
 
@@ -150,7 +151,7 @@ def test_plan_counts_the_bytes_of_the_files(run: Run, tmp_path: Path, name: str)
     written = sum(
         path.stat().st_size
         for path in output.iterdir()
-        if path.name not in ("README.md", "alpharl.json", "model.safetensors.index.json")
+        if path.name not in ("README.md", "alpharl.json", "model.safetensors.index.json", PICTURE)
     )
     assert plan["output_bytes"] == pytest.approx(written, rel=0.01)
 
@@ -265,10 +266,10 @@ def test_inspect_reads_less_than_a_megabyte_per_checkpoint(large: Run) -> None:
 
 
 def test_predict_reads_what_was_planned(large: Run, tmp_path: Path) -> None:
-    """The system's own count of what predict read is the plan's, to 1 %."""
+    """The system's own count is the plan's and the output, which is read back once, to 1 %."""
     plan = inspect(large, *TARGET)["plan"]
     found = bytes_read_by("predict", *large.arguments("-o", str(tmp_path / "out"), *TARGET))
-    assert found == pytest.approx(plan["read_bytes"], rel=0.01)
+    assert found == pytest.approx(plan["read_bytes"] + plan["output_bytes"], rel=0.01)
     assert plan["read_bytes"] > 3.5 * 80e6
 
 

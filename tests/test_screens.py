@@ -121,15 +121,18 @@ def run_in_terminal(**changes: str) -> str:
     return sent.decode()
 
 
-def test_a_pipe_gets_80_columns_without_escapes_whatever_the_environment_says() -> None:
-    """FORCE_COLOR, COLUMNS and an ASCII encoding change nothing but unencodable letters."""
+@pytest.mark.parametrize(("columns", "width"), [(None, 80), ("100", 100), ("wide", 80)])
+def test_a_pipe_gets_plain_text(columns: str | None, width: int) -> None:
+    """80 columns or as many as COLUMNS says; no escapes for FORCE_COLOR, and ASCII will do."""
+    told = {} if columns is None else {"COLUMNS": columns}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         capture_output=True,
-        env=environment(FORCE_COLOR="1", COLUMNS="200", PYTHONIOENCODING="ascii", TERM="xterm"),
+        env=environment(FORCE_COLOR="1", PYTHONIOENCODING="ascii", TERM="xterm", **told),
         check=True,
     )
-    expected = "w" * 80 + "\n" + "w" * 80 + "\n" + "w" * 40 + "\n[bold]:smile: \\u6b65\n"
+    lines = ["w" * min(width, 200 - at) for at in range(0, 200, width)]
+    expected = "\n".join([*lines, "[bold]:smile: \\u6b65\n"])
     assert done.stdout.decode("ascii") == expected
     assert done.stderr.decode("ascii") == expected
 
@@ -279,7 +282,8 @@ def test_an_inspection_says_what_other_numbers_of_checkpoints_would_cost() -> No
     assert section(show_inspection(measured, 120), "What predict would cost")[1:3] == [
         "reads     27.8 GB in 3,210 requests, 2 readings: 18 min 31 s at 25.0 MB/s, measured just "
         "now on one connection",
-        "instead   with 6: 50.0 GB, 33 min 20 s; with all 30: 90.0 GB, 1 h 0 min (--steps, --until)",
+        "instead   with 6: 50.0 GB, 33 min 20 s; with all 30: 90.0 GB, 1 h 0 min "
+        "(--steps, --until)",
     ]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import click
-from rich.console import Console
 
 from alpharl_hub.cli.options import compute_options, output_options, run_options
 from alpharl_hub.cli.report_files import report_file_options, write_report_files
@@ -57,16 +55,7 @@ def report(run: str | None, quick: bool, as_json: bool, **options: Any) -> None:
         print_json(answer)
     else:
         more = [f"{flag} FILE" for flag in _FILES if not options[f"{flag.lstrip('-')}_file"]]
-        print_report(answer, _console(), details, quick=quick, more=more)
+        print_report(answer, data_console(), details, quick=quick, more=more)
     if not options["quiet"]:
         for path in written:
             click.echo(escape_text(f"wrote {path}"), err=True)
-
-
-def _console() -> Console:
-    """Return a console on stdout; into a pipe as wide as COLUMNS says, where it is exported."""
-    console = data_console()
-    columns = os.environ.get("COLUMNS", "")
-    if not console.is_terminal and columns.isdecimal() and int(columns) > 0:
-        console.width = int(columns)
-    return console
