@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from alpharl_hub import pipeline
 from alpharl_hub.executors.local import Stopped
 from alpharl_hub.manifest import Notice
 from alpharl_hub.methods import AUTO
-from alpharl_hub.output.folder import FolderRequest
 from alpharl_hub.prediction.destination import Destination, PushRequest
 from alpharl_hub.prediction.setting import PredictOptions
 from alpharl_hub.prediction.targets import TargetOptions
@@ -38,6 +37,7 @@ from alpharl_hub.push.model_upload import (
     push_folder,
 )
 from alpharl_hub.report_records import records
+from alpharl_hub.reporting.extraction import FactorOutput
 from alpharl_hub.reporting.report import ReportRequest
 from alpharl_hub.reporting.report import report as report_prepared
 from alpharl_hub.results import Extraction, Prediction, SpectralReport
@@ -170,7 +170,7 @@ def report(
     num_singular_values: int = 1,
     work: Work | None = None,
 ) -> SpectralReport:
-    """Describe the spectrum of a run, or of a folder of extracted factors.
+    """Describe the spectrum of a run, or of extracted factors: a folder, or hf://ORG/NAME-factors.
 
     Reads every matrix at every step once, or with `quick` a fiftieth of that. `records` turns the
     answer into rows for pandas.
@@ -189,21 +189,31 @@ def report(
 
 def extract(
     run: Run | str | Path,
-    output: str | Path,
+    output: str | Path | None = None,
     *,
     rank: int = 1,
+    push_to: str | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
     overwrite: bool = False,
     work_dir: str | Path | None = None,
     work: Work | None = None,
 ) -> Extraction:
-    """Write the singular triplets of every matrix and step into the folder `output`.
+    """Write the singular triplets of every matrix and step to a folder, a repo, or both.
+
+    `output`, `push_to`, `private`, `create_pr` and `overwrite` are as for `predict`.
 
     Raises:
-        SourceError, HeaderError, TrajectoryError, FitError, ResourceError, WriteError.
+        ValueError: neither `output` nor `push_to`.
+        SourceError, HeaderError, TrajectoryError, FitError, ResourceError, WriteError, PushError.
     """
+    if output is None and push_to is None:
+        raise ValueError("say where to: output, push_to, or both")
     work = work or Work()
     opened = run if isinstance(run, Run) else open_trajectory(run)
-    request = FolderRequest(Path(output), overwrite, _path(work_dir))
+    asked = PushOptions(private=private, overwrite=overwrite, create_pr=create_pr)
+    push = _push_request(push_to, asked, opened.token)
+    request = FactorOutput(_path(output), overwrite, _path(work_dir), push)
     with one_thread_each():
         return pipeline.extract_prepared(
             opened.prepared, opened.scope, rank, request, work.compute, work.hooks
@@ -220,6 +230,7 @@ def predict(
     method: str = AUTO,
     push_to: str | None = None,
     private: bool | None = None,
+    create_pr: bool = False,
     overwrite: bool = False,
     work_dir: str | Path | None = None,
     work: Work | None = None,
@@ -228,12 +239,13 @@ def predict(
     """Predict a later model and write it to `output`, push it to the repo `push_to`, or both.
 
     Args:
-        run: an opened run, where one is, or a folder of extracted factors.
+        run: an opened run, where one is, or extracted factors: a folder, or hf://ORG/NAME-factors.
         output: the new folder.
         target_step: the step to predict; of several, each in a folder step_N of its own.
         target_score, scale: other ways to say how far.
         method: auto, alpharl, relex, linear, ols or average.
         push_to: ORG/NAME. private: None lets the Hub decide; private inputs stay private.
+        create_pr: open a pull request on `push_to`, which may be anybody's.
         overwrite: replace what this tool made before.
         work_dir: where unfinished work lies; beside the output by itself.
         further: other fields of `alpharl_hub.prediction.setting.PredictOptions`.
@@ -250,11 +262,9 @@ def predict(
     target = TargetOptions(tuple(map(float, steps)), target_score, scale)
     options = PredictOptions(method=method, target=target, **further)
     token = run.token if isinstance(run, Run) else None
-    destination = Destination(_path(output), overwrite, _path(work_dir))
-    if push_to is not None:
-        asked = PushOptions(private=private, overwrite=overwrite)
-        request = PushRequest(push_to, asked, HubAccess(token), PushHooks())
-        destination = replace(destination, push=request)
+    asked = PushOptions(private=private, overwrite=overwrite, create_pr=create_pr)
+    request = _push_request(push_to, asked, token)
+    destination = Destination(_path(output), overwrite, _path(work_dir), push=request)
     with one_thread_each():
         if isinstance(run, Run):
             return pipeline.predict_prepared(
@@ -275,15 +285,24 @@ def push(
     commit_message: str | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    create_pr: bool = False,
     token: str | None = None,
 ) -> PushResult:
-    """Push a folder that `predict` wrote to the Hub, in one commit.
+    """Push a folder that `predict` or `extract` wrote to the Hub, in one commit or pull request.
 
     Raises:
         ManifestError, HeaderError: it is no finished output. PushError: the Hub refuses.
     """
-    options = PushOptions(private, branch, commit_message, overwrite, dry_run)
+    options = PushOptions(private, branch, commit_message, overwrite, dry_run, create_pr)
     return push_folder(Path(folder), repo, options, access=HubAccess(token))
+
+
+def _push_request(
+    push_to: str | None, options: PushOptions, token: str | None
+) -> PushRequest | None:
+    if push_to is None:
+        return None
+    return PushRequest(push_to, options, HubAccess(token), PushHooks())
 
 
 def _path(place: str | Path | None) -> Path | None:

@@ -17,6 +17,23 @@ Errors of other libraries are converted where they enter the package. Built-in e
 converted: a bug must look like a bug.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+from itertools import islice
+
+_MAX_COMPARED = 2000
+_MAX_COMPARED_CHARS = 100
+
+
+def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.75) -> str:
+    """Return "; did you mean X?" for the known name that is most like the one given, else "".
+
+    `cutoff`: how alike they must be, from 0 to 1 (difflib.SequenceMatcher.ratio).
+    """
+    short = [name for name in islice(known, _MAX_COMPARED) if len(name) <= _MAX_COMPARED_CHARS]
+    near = get_close_matches(given[:_MAX_COMPARED_CHARS], short, n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
 
 class AlphaRLError(Exception):
     """Base of every error that a user can mend; its text says what, where and what next."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.methods import AUTO
-from alpharl_hub.output.folder import FolderRequest, check_output
 from alpharl_hub.prediction.automatic import choose, planned_for
 from alpharl_hub.prediction.destination import Destination
+from alpharl_hub.prediction.factor_places import find_factors
 from alpharl_hub.prediction.predict import predict
 from alpharl_hub.prediction.setting import (
     PredictOptions,
@@ -20,19 +20,17 @@ from alpharl_hub.prediction.setting import (
 )
 from alpharl_hub.prediction.subjects import (
     factor_subject,
-    is_factor_folder,
-    read_folder_manifest,
     recorded_subject,
     trajectory_subject,
 )
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import Prepared, ScopeOptions, prepare, run_record
 from alpharl_hub.reporting.comparison import CompareRequest, compare, open_models
-from alpharl_hub.reporting.extraction import extract
+from alpharl_hub.reporting.extraction import FactorOutput, extract
 from alpharl_hub.reporting.inspection import cost_of_counts, make_inspection
 from alpharl_hub.reporting.report import ReportRequest, report, report_factors
 from alpharl_hub.results import Comparison, Extraction, Inspection, Prediction, SpectralReport
-from alpharl_hub.sources.opening import RunRequest, open_trajectory
+from alpharl_hub.sources.opening import Opener, RunRequest, open_trajectory
 from alpharl_hub.sweeping.from_run import SweepRequest, sweep
 from alpharl_hub.sweeping.results import SweepAnswer
 from alpharl_hub.windows.devices import choose_devices, fit_workers
@@ -50,11 +48,10 @@ def inspect_run(
     Raises:
         SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ResourceError.
     """
-    if is_factor_folder(request.run):
-        raise TrajectoryError(
-            f"{request.run}: a folder of factors, not a run; report and predict read it"
-        )
-    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=False)
+    opener = Opener(request)
+    if find_factors(request, opener) is not None:
+        raise TrajectoryError(f"{request.run}: factors, not a run; report and predict read them")
+    prepared = prepare(open_trajectory(request, opener), scope, stop_on_wrong_base=False)
     if not options.target.is_given and options.method != "average":
         last = prepared.trajectory.steps_T[-1]
         options = replace(options, target=TargetOptions((_INSPECTED_RATIO * last,)))
@@ -84,15 +81,16 @@ def report_run(
     compute: Compute,
     hooks: Hooks,
 ) -> SpectralReport:
-    """Describe the spectrum of a run, or of a folder of extracted factors.
+    """Describe the spectrum of a run, or of extracted factors, in a folder or on a Hub.
 
     Raises:
         SourceError, HeaderError, TrajectoryError, FitError, ManifestError, ResourceError.
     """
-    if is_factor_folder(request.run):
-        folder = Path(request.run).expanduser()
-        return report_factors(folder, read_folder_manifest(folder), report_request)
-    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+    opener = Opener(request)
+    place = find_factors(request, opener)
+    if place is not None:
+        return report_factors(place, report_request)
+    prepared = prepare(open_trajectory(request, opener), scope, stop_on_wrong_base=True)
     return report(prepared, report_request, compute, hooks)
 
 
@@ -100,16 +98,16 @@ def extract_run(
     request: RunRequest,
     scope: ScopeOptions,
     rank: int,
-    output: FolderRequest,
+    output: FactorOutput,
     compute: Compute,
     hooks: Hooks,
 ) -> Extraction:
-    """Write the factors of a run.
+    """Write the factors of a run, push them, or both.
 
     Raises:
-        SourceError, HeaderError, TrajectoryError, FitError, ResourceError, WriteError.
+        SourceError, HeaderError, TrajectoryError, FitError, ResourceError, WriteError, PushError.
     """
-    check_output(output.folder, output.overwrite, output.work_dir)
+    output.check()
     prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
     return extract_prepared(prepared, scope, rank, output, compute, hooks)
 
@@ -118,16 +116,16 @@ def extract_prepared(
     prepared: Prepared,
     scope: ScopeOptions,
     rank: int,
-    output: FolderRequest,
+    output: FactorOutput,
     compute: Compute,
     hooks: Hooks,
 ) -> Extraction:
     """Write the factors of a run that was opened before.
 
     Raises:
-        SourceError, FitError, ResourceError, WriteError.
+        SourceError, FitError, ResourceError, WriteError, PushError.
     """
-    check_output(output.folder, output.overwrite, output.work_dir)
+    output.check()
     return extract(prepared, run_record(prepared, scope), rank, output, compute, hooks)
 
 
@@ -139,18 +137,20 @@ def predict_run(
     compute: Compute,
     hooks: Hooks,
 ) -> Prediction:
-    """Predict a model from a run, or from a folder of extracted factors.
+    """Predict a model from a run, or from extracted factors, in a folder or on a Hub.
 
     Raises:
         SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ManifestError,
         ResourceError, WriteError, PushError.
     """
     destination.check(options.target.target_steps)
-    if is_factor_folder(request.run):
-        subject = factor_subject(request)
+    opener = Opener(request)
+    place = find_factors(request, opener)
+    if place is not None:
+        subject = factor_subject(place, request, opener)
         destination.refuse_inputs(subject.trajectory)
         return predict(settle(subject, options, compute, hooks), destination, compute, hooks)
-    prepared = prepare(open_trajectory(request), scope, stop_on_wrong_base=True)
+    prepared = prepare(open_trajectory(request, opener), scope, stop_on_wrong_base=True)
     return predict_prepared(prepared, scope, options, destination, compute, hooks)
 
 

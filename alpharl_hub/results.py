@@ -165,7 +165,7 @@ class ReportSummary:
 
 @dataclass(frozen=True)
 class SpectralReport:
-    """The answer of `report`; `sampled`: only some of the layers were read."""
+    """The answer of `report`; `sampled`: only some of the matrices or checkpoints were read."""
 
     schema: int
     steps: tuple[int, ...]
@@ -191,11 +191,25 @@ class PredictedOutput:
 
 
 @dataclass(frozen=True)
+class TensorAction:
+    """What was done to some tensors: predicted, copied (from the last checkpoint), base or linear.
+
+    `groups` are their module groups, or their names outside the layers, in the order of the model.
+    """
+
+    action: str
+    num_tensors: int
+    num_entries: int
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """The answer of `predict`: one output for each target; `auto` where `--method auto` chose."""
 
     schema: int
     outputs: tuple[PredictedOutput, ...]
+    actions: tuple[TensorAction, ...]
     trust: TrustRecord | None
     warnings: tuple[Notice, ...]
     auto: AutoRecord | None
@@ -203,14 +217,16 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Extraction:
-    """The answer of `extract`."""
+    """The answer of `extract`: where the factors are, in a folder, at a URL, or both."""
 
     schema: int
-    path: str
+    path: str | None
     manifest: str
     num_matrices: int
     num_bytes: int
     warnings: tuple[Notice, ...]
+    url: str | None
+    commit: str | None
 
 
 @dataclass(frozen=True)

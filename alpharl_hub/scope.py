@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.errors import TrajectoryError, did_you_mean
 from alpharl_hub.manifest import Notice
 from alpharl_hub.module_names import FLOATING, why_not_a_matrix
 from alpharl_hub.trajectory import CheckpointContents, LowRankRef, StoredRef, TensorRef
@@ -96,6 +96,7 @@ def find_scope(
         _refuse_other_targets(base, (start, last))
         found = [replace(t, start=start.tensors.get(t.name)) for t in found]
     filtered = tuple(_filter(t, include, exclude) for t in found)
+    _require_matches(found, filtered, include, exclude)
     if last.adapter is None:
         _refuse_strangers(filtered, base, last)
     return Scope(filtered, _notices(filtered, base, last))
@@ -214,6 +215,28 @@ def _filter(tensor: ScopedTensor, include: str | None, exclude: str | None) -> S
     return tensor
 
 
+def _require_matches(
+    found: Sequence[ScopedTensor],
+    filtered: Sequence[ScopedTensor],
+    include: str | None,
+    exclude: str | None,
+) -> None:
+    """Refuse expressions that leave no matrix of those that there are."""
+    names = [tensor.name for tensor in found if tensor.is_matrix]
+    if not names or any(tensor.is_matrix for tensor in filtered):
+        return
+    if include is None or any(_search("--include", include, name) for name in names):
+        raise TrajectoryError(
+            f"--exclude {exclude}: leaves none of {len(names)} matrices; exclude fewer"
+        )
+    # What people look for is a part of a name, such as q_proj.
+    parts = dict.fromkeys(part for name in names for part in name.split("."))
+    raise TrajectoryError(
+        f"--include {include}: matches none of {len(names)} names such as {names[0]}"
+        f"{did_you_mean(include, parts)}"
+    )
+
+
 def _search(option: str, expression: str, name: str) -> bool:
     try:
         return re.search(expression, name) is not None
@@ -235,7 +258,7 @@ def _refuse_strangers(
     here, there = matrices(last), matrices(base)
     if not here and not there:
         raise TrajectoryError(
-            f"{last.checkpoint.label}: no matrix in scope; is it a language model?"
+            f"{last.checkpoint.label}: no matrix in scope; name a run of a language model"
         )
     if len(here & there) >= _MIN_COMMON_SHARE * max(len(here), len(there)):
         return

@@ -161,16 +161,17 @@ class Commands:
         token: str | None = None,
         cwd: Path | None = None,
         max_file_bytes: int | None = None,
+        as_typed: bool = False,
         **variables: str,
     ) -> Done:
-        """Run one command to its end.
+        """Run one command to its end, with `as_typed` without a method named for it.
 
         With `max_file_bytes` the kernel refuses to make any file longer than that.
         """
         self._num_started += 1
         stdout, stderr = (self.folder / f"{name}-{self._num_started}" for name in ("out", "err"))
         wanted = {
-            "args": with_method(args),
+            "args": [str(arg) for arg in args] if as_typed else with_method(args),
             "env": variables if token is None else {**variables, "HF_TOKEN": token},
             "cwd": str(cwd or self.folder),
             "stdout": str(stdout),

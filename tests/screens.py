@@ -1,8 +1,21 @@
-"""Helpers for tests of what people see: rendering, and reports made by hand."""
+"""Helpers for tests of what people see: rendering, golden files, and reports made by hand.
 
+After a wanted change run the tests with ALPHARL_RENEW_GOLDEN=1, which writes the files in golden/
+anew and fails, look at the difference, and run them again without it.
+"""
+
+import fcntl
 import io
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -21,6 +34,9 @@ GROUPS = (
 STEPS = (20, 40, 80, 160)
 HOSTILE = "evil\x1b[2J\x1b]0;title\x07[bold]x[/nope]\u202egnp\r\n:smile:"
 HOSTILE_SHOWN = "evil\\x1b[2J\\x1b]0;title\\x07[bold]x[/nope]\\u202egnp\\r\\n:smile:"
+
+GOLDEN = Path(__file__).parent / "golden"
+RENEW = "ALPHARL_RENEW_GOLDEN"
 
 
 def render(show: Callable[[Console], None], width: int = 80) -> str:
@@ -111,3 +127,44 @@ def report_of(
 def name_of(layer: int, group: str) -> str:
     """Name a matrix as transformers does."""
     return f"model.layers.{layer}.{group}.weight"
+
+
+def assert_golden(name: str, text: str) -> None:
+    """Compare a screen with the one that is kept; blanks at the ends of lines are not."""
+    text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    path = GOLDEN / name
+    if os.environ.get(RENEW):
+        path.write_text(text, encoding="utf-8")
+        pytest.fail(f"{path} is written anew: look at it, then run this without {RENEW}")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Return the environment of a child: this one's without what speaks of terminals."""
+    told = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM", "COLORTERM", "PYTHONIOENCODING")
+    return {k: v for k, v in os.environ.items() if k not in told} | changes
+
+
+def show_on_terminal(words: Sequence[str], width: int, where: Path, **changes: str) -> str:
+    """Return what a command sends to a terminal of xterm's 256 colours, stderr included."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    subprocess.run(
+        [sys.executable, "-m", "alpharl_hub", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=slave,
+        stderr=slave,
+        cwd=where,
+        env=environment(TERM="xterm-256color", PYTHONIOENCODING="utf-8", **changes),
+        check=True,
+    )
+    os.close(slave)
+    sent = b""
+    try:
+        while block := os.read(master, 65536):
+            sent += block
+    except OSError:
+        pass  # Linux answers EIO where others answer with the end of the file.
+    finally:
+        os.close(master)
+    return sent.decode().replace("\r\n", "\n")

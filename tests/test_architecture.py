@@ -38,7 +38,8 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "tqdm": ("cli.running",),
     "huggingface_hub": (
         *("sources.hub_client", "sources.hub_session", "sources.hub_uri"),
-        *("push.guarded_client", "card.metadata", "push.hub_target", "push.model_upload"),
+        *("push.guarded_client", "push.hub_target", "push.questions", "push.refusals"),
+        *("card.metadata", "card.factor_card", "push.model_upload"),
     ),
     "urllib3": ("sources.http_answers", "sources.http_reader", "sources.http_routes"),
     "ray": ("executors.ray",),

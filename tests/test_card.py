@@ -263,7 +263,7 @@ def parsed(text: str) -> list[Token]:
 
 
 def test_page_reads_as_meant() -> None:
-    """Sections stand in their order, tables are tables, there is no HTML, and the mark is not seen."""
+    """Sections stand in their order, tables are tables, and neither HTML nor the mark is seen."""
     tokens = parsed(card())
     headings = [
         (tokens[i].tag, tokens[i + 1].content)

@@ -13,7 +13,6 @@ from alpharl_hub.drawing.card_figure import FIT, SCORES, SHARES, draw_evidence, 
 from alpharl_hub.manifest import Manifest, SweepRecord
 
 FACTS = CardFacts("me/model")
-MODULES = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
 HOSTILE = "$\\frac$ \x1b[2J\N{RIGHT-TO-LEFT OVERRIDE}\N{GRINNING FACE}\n" * 20
 
 

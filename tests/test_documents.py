@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from manual import commands_in, lines_of_readme
 
 from alpharl_hub.cli import main
 
@@ -15,14 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def commands_in(text: str) -> list[str]:
-    """Find the command lines of this tool in a text."""
-    return re.findall(r"^\s*(?:\$ )?(alpharl-hub [a-z].*)$", text, re.MULTILINE)
-
-
 def all_examples() -> list[str]:
     """Collect what README and every command's help tell people to type."""
-    found = commands_in("\n".join(re.findall(r"```(?:bash|text)\n(.*?)```", README, re.DOTALL)))
+    found = lines_of_readme()
     for command in main.commands.values():
         found += commands_in(command.callback.__doc__ or "")  # type: ignore[union-attr]
     return found
@@ -40,7 +36,7 @@ def _files_that_examples_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("_files_that_examples_name")
 @pytest.mark.parametrize("line", all_examples())
 def test_every_documented_command_parses(line: str) -> None:
-    """A command line in README or in a help text is one that the tool accepts."""
+    """A line of README or help is one that the tool accepts; `test_help.py` runs most of them."""
     _, name, *arguments = shlex.split(line)
     command = main.commands[name]
     with command.make_context(name, arguments) as context:

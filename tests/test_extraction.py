@@ -177,7 +177,12 @@ def test_prediction_from_factors_is_the_direct_one(
     direct, again = tmp_path / "direct" / "out", tmp_path / "again" / "out"
     one = succeed("predict", *run.arguments("-o", str(direct), "--scores", str(scores), *options))
     other = succeed("predict", folders[rank], "-o", again, *options)
-    assert one.stderr == other.stderr
+    notes, notes_again = (
+        # How much was read, and how fast, is not the same.
+        [line for line in done.stderr.splitlines() if not line.startswith("read ")]
+        for done in (one, other)
+    )
+    assert notes == notes_again
     names = sorted(path.name for path in direct.iterdir())
     assert sorted(path.name for path in again.iterdir()) == names
     for name in names:

@@ -219,7 +219,7 @@ def test_at_adds_folders_as_steps(tmp_path: Path) -> None:
     at = (("late", 20), ("early", 10))
     assert open_run(tmp_path / "named", base, at=at).steps_T == (10, 20)
     text = refusal(tmp_path / "run", base, at=((".", 100),))
-    assert text == "--at .=100: the run has a step 100 already"
+    assert text == "--at .=100: the run has a step 100 already; give another, or leave it out"
     assert "--at gone=7: " in refusal(tmp_path / "run", base, at=(("gone", 7),))
 
 
@@ -303,7 +303,12 @@ def test_nothing_names_the_base(tmp_path: Path) -> None:
     run = plain_run(tmp_path)
     text = refusal(run.root)
     assert text.startswith(f"{run.root}: nothing says what the run started from")
-    assert text.endswith("name it with --base ORG/NAME or --base FOLDER")
+    base = tmp_path / "base"
+    assert text.endswith(
+        f"name it with --base ORG/NAME or --base FOLDER (there is {base}: --base {base})"
+    )
+    base.rename(tmp_path / "other")
+    assert refusal(run.root).endswith("name it with --base ORG/NAME or --base FOLDER")
     assert "no such folder" in refusal(run.root, tmp_path / "nowhere")
 
 

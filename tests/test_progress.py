@@ -63,9 +63,9 @@ _CLIENT = """
 import json, sys, time
 from pathlib import Path
 import torch
-from alpharl_hub.output.folder import FolderRequest
 from alpharl_hub.pipeline import extract_run
 from alpharl_hub.preparation import ScopeOptions
+from alpharl_hub.reporting.extraction import FactorOutput
 from alpharl_hub.sources.opening import RunRequest
 from alpharl_hub.windows import plan, reader
 from alpharl_hub.windows.streaming import Compute, Hooks
@@ -75,7 +75,7 @@ torch.set_num_threads(1)
 plan.WINDOW_BYTES, plan.MAX_RANGE_BYTES, reader.MAX_RANGE_BYTES = 300_000, 1 << 16, 1 << 16
 told = []
 hooks = Hooks(lambda done, total: told.append((time.monotonic(), done, total)))
-output = FolderRequest(Path(sys.argv[1]), False, None)
+output = FactorOutput(Path(sys.argv[1]), False, None)
 request = RunRequest("lab/run", base="lab/base")
 extract_run(request, ScopeOptions(), 1, output, Compute(("cpu",)), hooks)
 print(json.dumps({"told": told, "end_s": time.monotonic()}))

@@ -577,7 +577,7 @@ def test_hostile_manifest_sends_nothing(hub: LocalHub, output: Path, name: str) 
     [
         (lambda f: (f / "alpharl.json").unlink(), ManifestError, "has no alpharl.json"),
         (lambda f: (f / "alpharl.json").write_text("{"), ManifestError, "not valid JSON"),
-        (lambda f: change_manifest(f, kind="factors"), ManifestError, "holds factors, no model"),
+        (lambda f: change_manifest(f, kind="factors"), PushError, "factors.safetensors: missing"),
         (lambda f: change_manifest(f, run_this="rm"), ManifestError, "unknown key 'run_this'"),
         (lambda f: (f / "README.md").unlink(), PushError, "README.md: missing"),
         (lambda f: next(f.glob("*-00001-*")).unlink(), PushError, "missing"),

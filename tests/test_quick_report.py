@@ -33,7 +33,11 @@ def read_bytes(prepared: Prepared) -> int:
 def test_seven_billion_parameters_are_sampled_at_a_fiftieth(tmp_path: Path, num_steps: int) -> None:
     """At most 2 % of the bytes, from the first to the last checkpoint and from several depths."""
     whole, sample = sampled(tmp_path, SEVEN_B, num_steps)
-    assert 0.01 < read_bytes(sample) / read_bytes(whole) <= 0.02
+    share = read_bytes(sample) / read_bytes(whole)
+    assert 0.01 < share <= 0.02
+    (told,) = [notice.message for notice in sample.notices if notice.code == "quick"]
+    assert told.startswith(f"{share:.1%} of the matrices' bytes were read: ")
+    assert told.endswith(f"at {min(num_steps, 5)} of {num_steps} checkpoints")
     steps = sample.trajectory.steps_T
     assert (steps[0], steps[-1], len(steps)) == (10, 10 * num_steps, min(num_steps, 5))
     for tensor in sample.scope.matrices:

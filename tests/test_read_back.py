@@ -12,13 +12,13 @@ from test_resume import STEPS, tensors_at
 from trajectories import Run, digest, succeed, write_run
 
 from alpharl_hub.errors import WriteError
-from alpharl_hub.output.folder import FolderRequest
 from alpharl_hub.output.shards import DamagedError, OutputTensor, ShardWriter, lay_out
 from alpharl_hub.pipeline import extract_run, predict_run
 from alpharl_hub.prediction.destination import Destination
 from alpharl_hub.prediction.setting import PredictOptions
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import ScopeOptions
+from alpharl_hub.reporting.extraction import FactorOutput
 from alpharl_hub.sources.opening import RunRequest
 from alpharl_hub.windows import plan
 from alpharl_hub.windows.streaming import Compute, Hooks
@@ -106,7 +106,7 @@ def test_factors_that_change(run: Run, tmp_path: Path) -> None:
     work, request = tmp_path / ".out.alpharl-hub", RunRequest(str(run.root), str(run.base))
     partial = work / "result" / "factors.safetensors.partial"
     striker = Striker(lambda: partial if windows_done(work) > 5 else None, 40_000)
-    output = FolderRequest(tmp_path / "out", False, None)
+    output = FactorOutput(tmp_path / "out", False, None)
 
     def go(hooks: Hooks) -> None:
         extract_run(request, ScopeOptions(), 1, output, Compute(("cpu",)), hooks)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from alpharl_hub.backtesting.cases import FitWindow
-from alpharl_hub.errors import FitError
+from alpharl_hub.errors import FitError, did_you_mean
 from alpharl_hub.methods import AUTO, METHODS, Clock, MethodOptions, make_method
 from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.methods.combination import FixedCombination
@@ -46,7 +46,10 @@ def choose_methods(names: Sequence[str]) -> tuple[str, ...]:
     """
     for name in names:
         if name not in CHOICES:
-            raise FitError(f"--methods {name}: no method; there are {', '.join(CHOICES)}")
+            raise FitError(
+                f"--methods {name}: no method; there are {', '.join(CHOICES)}"
+                f"{did_you_mean(name, CHOICES)}"
+            )
     wanted = {*(names or CHOICES), LAST, AUTO}
     return tuple(name for name in CHOICES if name in wanted)
 

@@ -19,9 +19,9 @@ from alpharl_hub.backtesting.results import Backtest
 from alpharl_hub.backtesting.scoring import ScoringRequest, score_one_test
 from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.output.journal import DEFAULT_PARENT, Journal, open_free_journal, open_journal
-from alpharl_hub.prediction.subjects import is_factor_folder
+from alpharl_hub.prediction.factor_places import find_factors
 from alpharl_hub.preparation import Prepared, ScopeOptions, prepare, run_record
-from alpharl_hub.sources.opening import RunRequest, open_trajectory
+from alpharl_hub.sources.opening import Opener, RunRequest, open_trajectory
 from alpharl_hub.version import __version__
 from alpharl_hub.windows.devices import choose_devices, compute_name
 from alpharl_hub.windows.plan import WINDOW_BYTES
@@ -41,12 +41,12 @@ def backtest_run(
     Raises:
         SourceError, HeaderError, TrajectoryError, ScoreError, FitError, ResourceError, WriteError.
     """
-    if is_factor_folder(request.run):
+    opener = Opener(request)
+    if find_factors(request, opener) is not None:
         raise TrajectoryError(
-            f"{request.run}: a folder of factors holds no later weights to compare with; name the "
-            "run"
+            f"{request.run}: factors hold no later weights to compare with; name the run"
         )
-    trajectory = open_trajectory(with_truths(request, options))
+    trajectory = open_trajectory(with_truths(request, options), opener)
     prepared = prepare(trajectory, scope, stop_on_wrong_base=True)
     known_by = _identity(prepared, scope, options, compute)
     with _journal(known_by, scoring) as journal:

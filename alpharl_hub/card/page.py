@@ -11,22 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from alpharl_hub.card.checkpoints import checkpoint_table, record_label, run_label
 from alpharl_hub.card.evidence import evidence
 from alpharl_hub.card.licenses import LicenseChoice
 from alpharl_hub.card.limits import bibtex, limits
 from alpharl_hub.card.loading import has_tokenizer, how_to_load, is_adapter, listed
-from alpharl_hub.card.markdown import ABSENT, code, fenced, link, number, one_line, prose, table
-from alpharl_hub.card.repeat import LOOKING_BACK, how_to_repeat, run_repo
+from alpharl_hub.card.markdown import code, fenced, number, one_line, prose, table
+from alpharl_hub.card.repeat import LOOKING_BACK, how_to_repeat
 from alpharl_hub.card.scores import measured_words, score_section
 from alpharl_hub.manifest import (
-    MANIFEST_NAME,
-    CheckpointRecord,
     Manifest,
     MethodRecord,
     RunRecord,
 )
 
-_MAX_ROWS = 40
 _ACTIONS = {
     "predicted": "predicted by the method",
     "copied": "taken from the last observed checkpoint",
@@ -72,22 +70,9 @@ def sections(
     }
 
 
-def _run_label(run: RunRecord) -> str:
-    repo = run_repo(run)
-    if repo is not None:
-        return link(code(repo), repo)
-    return code(run.pattern or run.checkpoints[-1].source)
-
-
-def _record_label(record: CheckpointRecord) -> str:
-    if record.commit is None:
-        return code(record.source)
-    return link(code(record.source), record.source)
-
-
 def _headline(manifest: Manifest, method: MethodRecord) -> str:
     run = manifest.run
-    start = f"This is the RL run {_run_label(run)}, which started from {_record_label(run.base)},"
+    start = f"This is the RL run {run_label(run)}, which started from {record_label(run.base)},"
     return f"{start} {_how_far(run, method)}; **{_standing(manifest)}**."
 
 
@@ -107,8 +92,8 @@ def _glance(manifest: Manifest, method: MethodRecord) -> str:
     counted = f"{len(steps)} checkpoint" + ("" if len(steps) == 1 else "s")
     rows = [
         ["**What**", f"a {what}, computed from checkpoints; nobody trained it"],
-        ["**From**", f"{counted} of {_run_label(manifest.run)} ({span})"],
-        ["**Base**", _record_label(manifest.run.base)],
+        ["**From**", f"{counted} of {run_label(manifest.run)} ({span})"],
+        ["**Base**", record_label(manifest.run.base)],
         ["**How far**", _how_far(manifest.run, method)],
         ["**Method**", f"`{one_line(method.name)}`, [{prose(method.paper)}]({_paper(method)})"],
         ["**Evaluated**", f"{_standing(manifest)}" if manifest.scores else "no"],
@@ -158,7 +143,7 @@ def _how_it_was_made(manifest: Manifest, method: MethodRecord) -> str:
             f"{code(f'torch {manifest.versions.torch}')}.",
             "\n".join(f"- {line}" for line in _parameters(manifest, method)),
             f"Of {len(manifest.tensors)} tensors{changed}: {'; '.join(done)}.",
-            _checkpoint_table(manifest.run),
+            checkpoint_table(manifest.run),
         )
     )
 
@@ -189,33 +174,6 @@ def _value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return number(value, "g") if isinstance(value, float) else prose(str(value))
-
-
-def _checkpoint_table(run: RunRecord) -> str:
-    scored = run.score_name is not None
-    header = ["step", "checkpoint", "content"]
-    if scored:
-        header.append(f"its score ({code(run.score_name or '')})")
-    shown = [run.base, *run.checkpoints]
-    rows = [_checkpoint_row(record, record is run.base, scored) for record in shown]
-    if len(rows) > _MAX_ROWS:
-        half = _MAX_ROWS // 2
-        gap = ["…", f"{len(rows) - 2 * half} more in `{MANIFEST_NAME}`", *["…"] * (len(header) - 2)]
-        rows = [*rows[:half], gap, *rows[-half:]]
-    return table(header, rows)
-
-
-def _checkpoint_row(record: CheckpointRecord, is_base: bool, scored: bool) -> list[str]:
-    step = ABSENT if record.step is None else str(record.step)
-    where = record.source if record.revision is None else f"{record.source}@{record.revision}"
-    label = code(f"{where}/{record.folder}" if record.folder else where)
-    if record.commit is not None:
-        label = link(label, record.source, "tree", record.commit, record.folder)
-        content = f"commit {code(record.commit[:12])}"
-    else:
-        content = f"fingerprint {code((record.fingerprint or '')[:12])}"
-    row = [f"{step} (base)" if is_base else step, label, content]
-    return [*row, number(record.score)] if scored else row
 
 
 def _rounding(manifest: Manifest) -> str:

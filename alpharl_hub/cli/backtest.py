@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from alpharl_hub.cli.help import EVALUATION, HOW, OUTPUT, GroupedCommand, in_group
 from alpharl_hub.cli.options import (
     StepAt,
     compute_options,
     executor_options,
     output_options,
+    run_argument,
     run_options,
     split_list,
 )
@@ -27,37 +29,50 @@ if TYPE_CHECKING:
     from alpharl_hub.backtesting.scoring import ScoringRequest
 
 
-@click.command()
-@click.argument("run")
-@click.option(
-    "--fit-until",
-    metavar="STEP|SHARE",
-    multiple=True,
-    help="Fit the steps up to this one, or 40%; repeatable.  [30%, 40%, 50%, 70%]",
-)
-@click.option("--methods", metavar="LIST", help="Test these: alpharl,relex,linear.  [all]")
-@click.option(
-    "--truth",
-    "truths",
-    type=StepAt(),
-    multiple=True,
-    help="Predict this revision, and never fit it: main=2000.",
+@click.command(cls=GroupedCommand)
+@run_argument()
+@in_group(
+    HOW,
+    click.option(
+        "--fit-until",
+        metavar="STEP|SHARE",
+        multiple=True,
+        help="Fit the steps up to this one, or 40%; repeatable.  [30%, 40%, 50%, 70%]",
+    ),
+    click.option("--methods", metavar="LIST", help="Test these: alpharl,relex,linear.  [all]"),
+    click.option(
+        "--truth",
+        "truths",
+        type=StepAt(),
+        multiple=True,
+        help="Predict this revision, and never fit it: main=2000.",
+    ),
 )
 @run_options
-@click.option("--quick", is_flag=True, help="Read a sample of layers.")
-@click.option("--force", is_flag=True, help="Go on though the base looks wrong.")
-@click.option("--evaluate", "evaluation", metavar="CMD", help="Scores {model}: score one test.")
-@click.option("--score-json", metavar="FILE:KEY.PATH", help="The score is here, below {out}.")
-@click.option(
-    "--work-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Where --evaluate has its models and logs.  [backtest.work]",
+@in_group(
+    HOW,
+    click.option("--quick", is_flag=True, help="Read a sample of layers."),
+    click.option("--force", is_flag=True, help="Go on though the base looks wrong."),
+)
+@in_group(
+    EVALUATION,
+    click.option("--evaluate", "evaluation", metavar="CMD", help="Scores {model}: score one test."),
+    click.option("--score-json", metavar="FILE:KEY.PATH", help="The score is here, below {out}."),
+)
+@in_group(
+    OUTPUT,
+    click.option(
+        "--work-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Where --evaluate has models, logs and its journal.  [backtest.work; without "
+        "--evaluate the journal lies in .alpharl-hub]",
+    ),
 )
 @compute_options
 @executor_options
 @output_options
 def backtest(run: str, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Does RUN extrapolate? Fit its early checkpoints and predict later ones that exist.
+    """Does RUN extrapolate? Fit early checkpoints, predict later ones.
 
     An error of 1 is no better than keeping the last checkpoint that was fitted, 0 is exact. With
     --evaluate the prediction nearest twice the fitted steps is written by every method, one at a

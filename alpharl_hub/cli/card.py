@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
 
+from alpharl_hub.cli.help import EVALUATION, OUTPUT, GroupedCommand, in_group
 from alpharl_hub.cli.terminal import data_console, escape_text
 
 _PICTURE = re.compile(r"^!\[(.*)\]\(([^()]*)\)$", re.MULTILINE)
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from alpharl_hub.card.rebuild import RebuiltCard
     from alpharl_hub.card.template import CardTemplate
 
-card_template_option = click.option(
-    "--card-template",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Make the card from this Jinja template of yours.",
+card_template_option = in_group(
+    OUTPUT,
+    click.option(
+        "--card-template",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Make the card from this Jinja template of yours.",
+    ),
 )
 """What every command takes that writes a card."""
 
@@ -39,18 +43,24 @@ def read_card_template(path: Path | None) -> CardTemplate | None:
     return None if path is None else read_template(path)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--score",
-    "scores",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="A score you measured: DATASET[#TASK][:METRIC]=VALUE. Without VALUE it goes.",
+@in_group(
+    EVALUATION,
+    click.option(
+        "--score",
+        "scores",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A score you measured: DATASET[#TASK][:METRIC]=VALUE. Without VALUE it goes.",
+    ),
 )
 @card_template_option
-@click.option("--write", is_flag=True, help="Write it; otherwise it is only shown.")
-@click.option("--overwrite", is_flag=True, help="Replace a card that was edited by hand.")
+@in_group(
+    OUTPUT,
+    click.option("--write", is_flag=True, help="Write it; otherwise it is only shown."),
+    click.option("--overwrite", is_flag=True, help="Replace a card that was edited by hand."),
+)
 def card(
     folder: Path,
     scores: tuple[str, ...],
@@ -58,14 +68,15 @@ def card(
     write: bool,
     overwrite: bool,
 ) -> None:
-    """Show the model card of a finished folder, or make it anew with scores of your own.
+    """Show a folder's model card, or rebuild it with your scores.
 
     Scores are kept in alpharl.json. With ORG/DATASET#TASK, as the data set's leaderboard calls it,
     a score goes into .eval_results for the Hub too. `push` sends all of it.
 
     \b
     alpharl-hub card ./olmo-2000
-    alpharl-hub card ./olmo-2000 --score gsm8k=0.81 --score cais/hle#hle:accuracy=0.04 --write
+    alpharl-hub card ./olmo-2000 --score gsm8k=0.81 \\
+      --score cais/hle#hle:accuracy=0.04 --write
     """
     from alpharl_hub.card.rebuild import rebuild_card
     from alpharl_hub.card.scores import parse_score

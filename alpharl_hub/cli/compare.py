@@ -7,17 +7,31 @@ from typing import Any
 import click
 
 from alpharl_hub.cli.compare_screen import print_comparison
-from alpharl_hub.cli.options import allow_host_option, compute_options, output_options
+from alpharl_hub.cli.help import RUN, GroupedCommand, in_group, offer_folders
+from alpharl_hub.cli.options import (
+    allow_host_option,
+    compute_options,
+    output_options,
+    token_option,
+)
 from alpharl_hub.cli.requests import compute_request, tell_ambiguous
 from alpharl_hub.cli.running import print_json, running, tell_wait
 from alpharl_hub.cli.terminal import data_console
 
 
-@click.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
-@click.option("--base", metavar="REPO|FOLDER", help="The model that B was trained from.")
-@click.option("--token", help="Hub token; HF_TOKEN is safer: other users see command lines.")
+@click.command(cls=GroupedCommand)
+@click.argument("first", metavar="A", shell_complete=offer_folders)
+@click.argument("second", metavar="B", shell_complete=offer_folders)
+@in_group(
+    RUN,
+    click.option(
+        "--base",
+        metavar="REPO|FOLDER",
+        shell_complete=offer_folders,
+        help="The model that B was trained from.",
+    ),
+)
+@token_option
 @allow_host_option
 @compute_options
 @output_options
@@ -28,8 +42,9 @@ def compare(first: str, second: str, as_json: bool, **options: Any) -> None:
     |A - B| / |B - C|: 0 is B itself, and 1 is no closer than the base.
 
     \b
-    alpharl-hub compare ./olmo-2000 allenai/Olmo-3-7B-RL-Zero-Math --base allenai/Olmo-3-1025-7B
-    alpharl-hub compare ./grpo-500 ./runs/grpo/checkpoint-500 --base ./base --json
+    alpharl-hub compare ./olmo-2000 allenai/Olmo-3-7B-RL-Zero-Math \\
+      --base allenai/Olmo-3-1025-7B
+    alpharl-hub compare ./grpo-500 ./runs/grpo/checkpoint-500 --base ./base
     """
     from alpharl_hub.pipeline import compare_models
     from alpharl_hub.reporting.comparison import CompareRequest

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
+from alpharl_hub.cli.help import OUTPUT, GroupedCommand, in_group
 from alpharl_hub.cli.terminal import (
     add_number_column,
     add_row,
@@ -30,14 +31,17 @@ _CAVEAT = (
 )
 
 
-@click.command()
-@click.option(
-    "--keep",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Leave the Hub's contents and the predicted models in this folder.",
+@click.command(cls=GroupedCommand)
+@in_group(
+    OUTPUT,
+    click.option(
+        "--keep",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Leave the Hub's contents and the predicted models in this folder.",
+    ),
 )
 def demo(keep: Path | None) -> None:
-    """Show everything offline, on a real small RL run against a Hub on this machine.
+    """Show everything offline: a small real run, a Hub of its own.
 
     Three models are predicted from the first 40 % of the run, pushed, loaded again and scored.
     Takes about a minute; your token, cache and proxy play no part.

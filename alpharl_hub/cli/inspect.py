@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+from alpharl_hub.cli.help import GroupedCommand
 from alpharl_hub.cli.inspect_screen import print_inspection
-from alpharl_hub.cli.options import compute_options, output_options, run_options
+from alpharl_hub.cli.options import compute_options, output_options, run_argument, run_options
 from alpharl_hub.cli.predict_options import as_adapter_option, predict_options
 from alpharl_hub.cli.requests import (
     compute_request,
@@ -20,8 +21,8 @@ from alpharl_hub.cli.running import print_json, running
 from alpharl_hub.cli.terminal import data_console
 
 
-@click.command()
-@click.argument("run")
+@click.command(cls=GroupedCommand)
+@run_argument()
 @run_options
 @as_adapter_option
 @predict_options

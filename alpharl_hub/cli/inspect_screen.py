@@ -45,7 +45,7 @@ _LAYOUTS = {
     "single": "one model",
 }
 _FIRST_CODES = ("wrong_base", "repeats", "incomplete_steps", "gap", "base_only", "dtype_differs")
-_LAST_CODES = ("other_layouts", "selection")
+_LAST_CODES = ("other_layouts", "selection", "quick")
 
 
 def print_inspection(inspection: Inspection, console: Console, next_command: str) -> None:

@@ -6,12 +6,22 @@ import ipaddress
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+from alpharl_hub.cli.help import (
+    COMPUTE,
+    HUB,
+    MESSAGES,
+    OUTPUT,
+    RUN,
+    Command,
+    Decorator,
+    in_group,
+    offer_folders,
+)
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
@@ -82,29 +92,63 @@ class HostName(click.ParamType):  # type: ignore[type-arg]
         self.fail(f"{value!r} is no name of a host; write --allow-host {meant}", param, context)
 
 
-allow_host_option = click.option(
-    "--allow-host",
-    type=HostName(),
-    multiple=True,
-    metavar="HOST",
-    help="Follow the Hub to this host in a private network.",
+base_option = click.option(
+    "--base",
+    metavar="REPO|FOLDER",
+    shell_complete=offer_folders,
+    help="The model the run started from.",
+)
+
+allow_host_option = in_group(
+    HUB,
+    click.option(
+        "--allow-host",
+        type=HostName(),
+        multiple=True,
+        metavar="HOST",
+        help="Follow the Hub to this host in a private network.",
+    ),
+)
+
+token_option = in_group(
+    HUB,
+    click.option("--token", help="Hub token; HF_TOKEN is safer: other users see command lines."),
+)
+
+license_option = in_group(
+    OUTPUT,
+    click.option("--license", "license_id", metavar="ID", help="License that the card states."),
 )
 
 
-def add_options(options: tuple[Callable[[Command], Command], ...], command: Command) -> Command:
-    """Apply click options so that --help lists them in this order."""
+def add_options(
+    options: tuple[Decorator[Command], ...], command: Command, title: str | None = None
+) -> Command:
+    """Apply click options so that --help lists them in this order, beneath a title."""
+    if title is not None:
+        return in_group(title, *options)(command)
     for option in reversed(options):
         command = option(command)
     return command
 
 
+def run_argument(**settings: Any) -> Callable[[Command], Command]:
+    """Return the argument RUN; the settings are those of click."""
+    return click.argument("run", shell_complete=offer_folders, **settings)
+
+
 def run_options(command: Command) -> Command:
     """Add what says which run, which of its checkpoints, and which base."""
+    command = token_option(allow_host_option(command))
     return add_options(
         (
-            click.option("--base", metavar="REPO|FOLDER", help="The model the run started from."),
-            click.option("--steps", metavar="LIST", help="Use these: 10,20,40-100:20,200-."),
-            click.option("--until", metavar="STEP|SHARE", help="Use steps up to this one, or 40%."),
+            base_option,
+            click.option(
+                "--steps", metavar="LIST", help="Use these: 10,20,40-100:20,200-.  [a dozen]"
+            ),
+            click.option(
+                "--until", metavar="STEP|SHARE", help="Use steps up to this one, or 40%.  [all]"
+            ),
             click.option(
                 "--at", type=StepAt(), multiple=True, help="Take a revision as a step: main=2000."
             ),
@@ -119,12 +163,9 @@ def run_options(command: Command) -> Command:
             click.option("--include", metavar="REGEX", help="Only matrices with such names."),
             click.option("--exclude", metavar="REGEX", help="No matrices with such names."),
             click.option("--verify", is_flag=True, help="Read all files first, check SHA-256."),
-            allow_host_option,
-            click.option(
-                "--token", help="Hub token; HF_TOKEN is safer: other users see command lines."
-            ),
         ),
         command,
+        RUN,
     )
 
 
@@ -132,10 +173,11 @@ def compute_options(command: Command) -> Command:
     """Add what says where the work is done and with how much memory."""
     return add_options(
         (
-            click.option("--devices", metavar="LIST", help="cuda:0,cuda:1 or cpu. [all GPUs]"),
+            click.option("--devices", metavar="LIST", help="cuda:0,cuda:1 or cpu.  [all GPUs]"),
             click.option("--memory", type=NumBytes(), help="Use no more than this, such as 2GB."),
         ),
         command,
+        COMPUTE,
     )
 
 
@@ -151,10 +193,13 @@ def executor_options(command: Command) -> Command:
                 help="Work on this machine, or on a Ray cluster.",
             ),
             click.option(
-                "--address", metavar="HOST:PORT", help="The Ray cluster. [this machine's, or a new]"
+                "--address",
+                metavar="HOST:PORT",
+                help="The Ray cluster.  [this machine's, or a new]",
             ),
         ),
         command,
+        COMPUTE,
     )
 
 
@@ -165,11 +210,12 @@ def work_options(command: Command) -> Command:
             click.option(
                 "--work-dir",
                 type=click.Path(file_okay=False, path_type=Path),
-                help="Where unfinished work lies. [beside the output]",
+                help="Where unfinished work and its journal lie.  [beside the output]",
             ),
             click.option("--overwrite", is_flag=True, help="Replace a finished output."),
         ),
         command,
+        OUTPUT,
     )
 
 
@@ -182,6 +228,7 @@ def output_options(command: Command) -> Command:
             click.option("-v", "--verbose", is_flag=True, help="Say more, retries included."),
         ),
         command,
+        MESSAGES,
     )
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import click
 
 from alpharl_hub.cli.card import card_template_option, read_card_template
+from alpharl_hub.cli.help import HUB, OUTPUT, RUN, GroupedCommand, in_group
 from alpharl_hub.cli.options import (
     compute_options,
     executor_options,
+    license_option,
     output_options,
+    run_argument,
     run_options,
     work_options,
 )
@@ -30,25 +33,38 @@ from alpharl_hub.cli.requests import (
     run_request,
     scope_options,
 )
-from alpharl_hub.cli.running import print_json, running, show_auto, show_notices, show_trust
+from alpharl_hub.cli.running import (
+    print_json,
+    running,
+    show_actions,
+    show_auto,
+    show_notices,
+    show_trust,
+)
 
 
-@click.command()
-@click.argument("run", required=False)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder to write the model to.",
+@click.command(cls=GroupedCommand)
+@run_argument(required=False)
+@in_group(
+    OUTPUT,
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="The folder to write the model to.",
+    ),
 )
-@click.option("--push-to", metavar="ORG/NAME", help="The repo to push the model to.")
-@click.option(
-    "--from",
-    "manifest",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Repeat the run of an alpharl.json (local runs: name RUN and --base too).",
+@in_group(HUB, click.option("--push-to", metavar="ORG/NAME", help="Push the model to this repo."))
+@in_group(
+    RUN,
+    click.option(
+        "--from",
+        "manifest",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Repeat the run of an alpharl.json (local runs: name RUN and --base too).",
+    ),
 )
-@click.option("--license", "license_id", metavar="ID", help="License that the card states.")
+@license_option
 @card_template_option
 @as_adapter_option
 @predict_options
@@ -66,14 +82,15 @@ def predict(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Predict the model that RUN would reach later, and write it, push it, or both.
+    """Predict the model that RUN would reach later; write or push it.
 
-    RUN may be a folder that `extract` wrote. The words on trust say how far the run's direction
-    carries; they are a reading of the weights, not an evaluation.
+    RUN may be what `extract` wrote: a folder, or hf://ORG/NAME-factors. The words on trust say how
+    far the run's direction carries; they are a reading of the weights, not an evaluation.
 
     \b
-    alpharl-hub predict allenai/Olmo-3-7B-RL-Zero-Math --until 800 --target-step 2000 -o olmo-2000
-    alpharl-hub predict ./runs/grpo --base ./base --target-step 500 --push-to me/grpo-500
+    alpharl-hub predict allenai/Olmo-3-7B-RL-Zero-Math --until 800 \\
+      --target-step 2000 -o olmo-2000
+    alpharl-hub predict ./runs/grpo --base ./base --until 200 --push-to me/grpo
     """
     from alpharl_hub.pipeline import predict_run, repeat_run
 
@@ -91,6 +108,7 @@ def predict(
             wanted = prediction_options(options)
             answer = predict_run(request, scope_options(options), wanted, where, compute, hooks)
     show_auto(answer.auto, options["quiet"])
+    show_actions(answer.actions, options["quiet"])
     show_trust(answer.trust, options["quiet"])
     show_notices(answer.warnings, options["quiet"])
     if as_json:

@@ -7,7 +7,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from alpharl_hub.cli.options import Command, add_options
+from alpharl_hub.cli.help import HOW, OUTPUT, Command, in_group
+from alpharl_hub.cli.options import add_options
+from alpharl_hub.errors import did_you_mean
 from alpharl_hub.methods import AUTO, METHODS
 
 
@@ -53,6 +55,16 @@ class NumberList(click.ParamType):  # type: ignore[type-arg]
         return numbers
 
 
+class MethodName(click.Choice[str]):
+    """One of the methods; of others the nearest is offered."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Say which there are, and which was perhaps meant."""
+        return super().get_invalid_choice_message(value, ctx) + did_you_mean(
+            str(value), self.choices
+        )
+
+
 def predict_options(command: Command) -> Command:
     """Add target, method and what surrounds the method."""
     return target_options(method_options(surrounding_options(command)))
@@ -71,13 +83,14 @@ def target_options(command: Command) -> Command:
             click.option("--target-score", type=float, help="Predict where this score is reached."),
             click.option(
                 "--method",
-                type=click.Choice([AUTO, *METHODS]),
+                type=MethodName([AUTO, *METHODS]),
                 default=AUTO,
                 show_default=True,
-                help="How to extrapolate; auto looks first how far that is safe.",
+                help="How to go on; auto looks first how far is safe.",
             ),
         ),
         command,
+        HOW,
     )
 
 
@@ -95,7 +108,7 @@ def method_options(command: Command) -> Command:
             click.option(
                 "--rescale/--no-rescale",
                 default=True,
-                help="alpharl: give the kept part the norm of the whole update. [rescale]",
+                help="alpharl: give the kept part the norm of the whole update.",
             ),
             click.option(
                 "--keep-residual",
@@ -106,10 +119,11 @@ def method_options(command: Command) -> Command:
             click.option(
                 "--fit-last",
                 type=FitLast(),
-                help="Fit only the last 5 checkpoints, or those of the last 50% of the steps.",
+                help="Fit the last 5 checkpoints, or those of the last 50% of the steps.  [all]",
             ),
         ),
         command,
+        HOW,
     )
 
 
@@ -141,7 +155,7 @@ def surrounding_options(command: Command) -> Command:
             click.option(
                 "--dtype",
                 type=click.Choice(["float32", "float16", "bfloat16"]),
-                help="Store the result like this. [as the last checkpoint]",
+                help="Store the result like this.  [as the last checkpoint]",
             ),
             click.option(
                 "--force",
@@ -150,13 +164,17 @@ def surrounding_options(command: Command) -> Command:
             ),
         ),
         command,
+        HOW,
     )
 
 
-as_adapter_option = click.option(
-    "--as-adapter",
-    is_flag=True,
-    help="Write a LoRA adapter instead of a model, where the prediction has a low rank.",
+as_adapter_option = in_group(
+    OUTPUT,
+    click.option(
+        "--as-adapter",
+        is_flag=True,
+        help="Write a LoRA adapter instead of a model, where the prediction has a low rank.",
+    ),
 )
 """What `predict` and `inspect` take beside the others."""
 

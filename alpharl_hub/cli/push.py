@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from alpharl_hub.cli import push_options as shared
-from alpharl_hub.cli.options import allow_host_option, output_options
+from alpharl_hub.cli.help import HUB, GroupedCommand, in_group
+from alpharl_hub.cli.options import allow_host_option, output_options, token_option
 from alpharl_hub.cli.requests import (
     check_visibility_options,
     hub_access,
@@ -19,13 +20,16 @@ from alpharl_hub.cli.running import print_json, running
 from alpharl_hub.cli.terminal import escape_text
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("repo")
 @shared.push_options
-@click.option("--overwrite", is_flag=True, help="Replace a model that is not ours.")
-@click.option("--dry-run", is_flag=True, help="Check everything and change nothing.")
-@click.option("--token", help="Hub token; HF_TOKEN is safer: other users see command lines.")
+@in_group(
+    HUB,
+    click.option("--overwrite", is_flag=True, help="Replace a model that is not ours."),
+    click.option("--dry-run", is_flag=True, help="Check everything and change nothing."),
+)
+@token_option
 @allow_host_option
 @output_options
 def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
@@ -34,6 +38,7 @@ def push(folder: Path, repo: str, as_json: bool, **options: Any) -> None:
     \b
     alpharl-hub push ./olmo-2000 me/olmo-3-7b-step-2000
     alpharl-hub push ./olmo-2000 me/olmo-3-7b-step-2000 --private --dry-run
+    alpharl-hub push ./olmo-2000 org/olmo-3-7b --create-pr
     """
     from alpharl_hub.push.model_upload import push_folder
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from alpharl_hub.cli.options import Command, add_options
+from alpharl_hub.cli.help import HUB, Command
+from alpharl_hub.cli.options import add_options
 
 
 def push_options(command: Command) -> Command:
@@ -15,8 +16,12 @@ def push_options(command: Command) -> Command:
             click.option(
                 "--public", is_flag=True, help="Make it public though an input was private."
             ),
-            click.option("--branch", metavar="NAME", help="Push to this branch. [main]"),
+            click.option("--branch", metavar="NAME", help="Push to this branch.  [main]"),
+            click.option(
+                "--create-pr", is_flag=True, help="Open a pull request; the repo may be anybody's."
+            ),
             click.option("--commit-message", metavar="TEXT", help="Title of the commit."),
         ),
         command,
+        HUB,
     )

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from alpharl_hub.cli.options import compute_options, output_options, run_options
+from alpharl_hub.cli.help import HOW, GroupedCommand, in_group
+from alpharl_hub.cli.options import compute_options, output_options, run_argument, run_options
 from alpharl_hub.cli.report_files import report_file_options, write_report_files
 from alpharl_hub.cli.report_options import detail_options, details_of
 from alpharl_hub.cli.report_screen import print_report
@@ -17,11 +18,16 @@ from alpharl_hub.cli.terminal import data_console, escape_text
 _FILES = ("--plot", "--html", "--csv")
 
 
-@click.command()
-@click.argument("run", required=False, metavar="RUN")
+@click.command(cls=GroupedCommand)
+@run_argument(required=False, metavar="RUN")
 @run_options
-@click.option("--quick", is_flag=True, help="Read a fiftieth: some matrices of each kind, 5 steps.")
-@click.option("--force", is_flag=True, help="Go on though the base looks wrong.")
+@in_group(
+    HOW,
+    click.option(
+        "--quick", is_flag=True, help="Read a fiftieth: some matrices of a kind, 5 steps."
+    ),
+    click.option("--force", is_flag=True, help="Go on though the base looks wrong."),
+)
 @detail_options
 @report_file_options
 @compute_options
@@ -29,8 +35,9 @@ _FILES = ("--plot", "--html", "--csv")
 def report(run: str | None, quick: bool, as_json: bool, **options: Any) -> None:
     """Show how rank-1 and how linear RUN is: a spectral report.
 
-    RUN may be a folder that `extract` wrote; then only that is read, and the details below cost
-    nothing. Write RUN before --layers and --modules, whose values may be left out.
+    RUN may be what `extract` wrote, a folder or hf://ORG/NAME-factors; then only that is read, and
+    the details below cost nothing. Write RUN before --layers and --modules, whose values may be
+    left out.
 
     \b
     alpharl-hub report allenai/Olmo-3-7B-RL-Zero-Math --quick

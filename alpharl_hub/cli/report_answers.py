@@ -32,7 +32,7 @@ def print_answers(
     """Print what the run is, then the warnings."""
     console.print(Text(_headline(report), style="bold"))
     if quick and not report.sampled:
-        print_labelled(console, "Read", _read_by_quick(report))
+        print_labelled(console, "Read", "all: a run as small as this one needs no --quick")
     if not placed:
         console.print(Text("There is nothing to show: no matrix is in scope"))
         print_notices(report.warnings, console)
@@ -67,15 +67,6 @@ def _headline(report: SpectralReport) -> str:
     if len(steps) == 1:
         return f"{what}: {matrices}, 1 checkpoint, step {steps[0]}"
     return f"{what}: {matrices}, {len(steps)} checkpoints, steps {steps[0]} to {steps[-1]}"
-
-
-def _read_by_quick(report: SpectralReport) -> str:
-    from alpharl_hub.reporting.sample import NUM_CHECKPOINTS
-
-    if len(report.steps) > NUM_CHECKPOINTS:
-        return "all that is selected: a run as small as this one needs no --quick"
-    # A report does not tell a run of five checkpoints from five checkpoints of a longer one.
-    return f"all matrices, at {len(report.steps)} checkpoints; --quick takes no more of them"
 
 
 def _print_verdict(console: Console, label: str, value: float | None, text: str) -> None:

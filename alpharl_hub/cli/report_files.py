@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from alpharl_hub.cli.options import Command, add_options
+from alpharl_hub.cli.help import OUTPUT, Command
+from alpharl_hub.cli.options import add_options
 from alpharl_hub.drawing.canvas import CREATOR, FORMATS, require_matplotlib
 from alpharl_hub.errors import WriteError
 from alpharl_hub.report_records import COLUMNS
@@ -78,6 +79,7 @@ def report_file_options(command: Command) -> Command:
             ),
         ),
         command,
+        OUTPUT,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from alpharl_hub.cli.options import Command, add_options
+from alpharl_hub.cli.help import SHOWN, Command
+from alpharl_hub.cli.options import add_options
 from alpharl_hub.cli.report_details import MAX_MODULES, Details, LayerRanges
 from alpharl_hub.cli.report_rows import SORT_NAMES
 from alpharl_hub.cli.report_tables import MAX_GROUPS
@@ -113,6 +114,7 @@ def detail_options(command: Command) -> Command:
             ),
         ),
         command,
+        SHOWN,
     )
 
 

@@ -19,7 +19,7 @@ from alpharl_hub.methods import AUTO, METHODS
 
 if TYPE_CHECKING:
     from alpharl_hub.card.template import CardTemplate
-    from alpharl_hub.prediction.destination import Destination
+    from alpharl_hub.prediction.destination import Destination, PushRequest
     from alpharl_hub.prediction.setting import PredictOptions
     from alpharl_hub.preparation import ScopeOptions
     from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions
@@ -194,21 +194,34 @@ def check_predict_arguments(
     """
     if run is None and manifest is None:
         raise click.UsageError("name a RUN, or an alpharl.json with --from")
-    if output is None and push_to is None:
-        raise click.UsageError("say where to: -o DIR, --push-to ORG/NAME, or both")
-    check_visibility_options(options)
+    check_destination(output, push_to, options)
     if manifest is None:
         require_target(options)
 
 
+def check_destination(output: Path | None, push_to: str | None, options: Mapping[str, Any]) -> None:
+    """Refuse what does not say where to, or says it twice.
+
+    Raises:
+        click.UsageError: names what is missing, or too much.
+    """
+    if output is None and push_to is None:
+        raise click.UsageError("say where to: -o DIR, --push-to ORG/NAME, or both")
+    check_visibility_options(options)
+
+
 def check_visibility_options(options: Mapping[str, Any]) -> None:
-    """Refuse --private beside --public.
+    """Refuse --private beside --public, and a branch for what goes to none.
 
     Raises:
         click.UsageError: both are there.
     """
     if options["private"] and options["public"]:
         raise click.UsageError("--private and --public exclude each other; give one")
+    if options["create_pr"] and options["branch"]:
+        raise click.UsageError(
+            "a pull request asks for a change of main: give --create-pr or --branch"
+        )
 
 
 def destination(
@@ -219,23 +232,28 @@ def destination(
     card_template: CardTemplate | None = None,
 ) -> Destination:
     """Build where a prediction goes."""
-    from alpharl_hub.prediction.destination import Destination, PushRequest
+    from alpharl_hub.prediction.destination import Destination
 
-    push = None
-    if push_to is not None:
-        push = PushRequest(
-            push_to,
-            push_options(options),
-            hub_access(options),
-            push_hooks(options, stop),
-        )
     return Destination(
         output,
         options["overwrite"],
         options["work_dir"],
         options["license_id"],
-        push,
+        push_request(push_to, options, stop),
         card_template,
+    )
+
+
+def push_request(
+    push_to: str | None, options: Mapping[str, Any], stop: threading.Event
+) -> PushRequest | None:
+    """Build which repo is pushed to, and how; None where none is named."""
+    from alpharl_hub.prediction.destination import PushRequest
+
+    if push_to is None:
+        return None
+    return PushRequest(
+        push_to, push_options(options), hub_access(options), push_hooks(options, stop)
     )
 
 
@@ -250,6 +268,7 @@ def push_options(options: Mapping[str, Any]) -> PushOptions:
         commit_message=options["commit_message"],
         overwrite=options["overwrite"],
         dry_run=options.get("dry_run", False),
+        create_pr=options["create_pr"],
     )
 
 

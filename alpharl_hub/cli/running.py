@@ -20,11 +20,13 @@ from tqdm import tqdm
 
 from alpharl_hub import strict_json
 from alpharl_hub.cli.inspect_screen import print_notices
-from alpharl_hub.cli.progress import Pace
-from alpharl_hub.cli.terminal import escape_text, notes_console, print_labelled
+from alpharl_hub.cli.predict_screen import print_actions
+from alpharl_hub.cli.progress import Pace, peak_memory_bytes
+from alpharl_hub.cli.terminal import escape_text, human_bytes, notes_console, print_labelled
 from alpharl_hub.manifest import AutoRecord, Notice, TrustRecord
 
 if TYPE_CHECKING:
+    from alpharl_hub.results import TensorAction
     from alpharl_hub.windows.streaming import Hooks
 
 _LOG_EVERY_S = 30.0
@@ -96,6 +98,15 @@ class Progress:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
+
+    def summarise(self) -> None:
+        """Say at the end what was read, how fast, and with how much memory."""
+        words = self._pace.summary(self.clock())
+        if self.quiet or words is None:
+            return
+        peak_bytes = peak_memory_bytes()
+        memory = "" if peak_bytes is None else f"; {human_bytes(peak_bytes)} of memory at most"
+        click.echo(f"{words}{memory}", err=True)
 
 
 @contextmanager
@@ -199,10 +210,16 @@ def show_auto(auto: AutoRecord | None, quiet: bool) -> None:
         print_labelled(console, "auto:", words)
 
 
+def show_actions(actions: Sequence[TensorAction], quiet: bool) -> None:
+    """Print on stderr what was done to which tensors."""
+    if actions and not quiet:
+        print_actions(actions, notes_console())
+
+
 def show_trust(trust: TrustRecord | None, quiet: bool) -> None:
-    """Print the one line of trust on stderr."""
+    """Print on stderr what is to be thought of it."""
     if trust is not None and not quiet:
-        click.echo(escape_text(f"trust: {trust.verdict}"), err=True)
+        print_labelled(notes_console(), "trust:", trust.verdict)
 
 
 @dataclass(frozen=True)
@@ -232,6 +249,7 @@ def running(options: Mapping[str, Any], keeps_work: bool = True) -> Iterator[Ses
             yield session
         finally:
             session.progress.close()
+        session.progress.summarise()
 
 
 def limit_threads() -> None:

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from alpharl_hub.cli.card import card_template_option, read_card_template
-from alpharl_hub.cli.options import compute_options, output_options, run_options, work_options
+from alpharl_hub.cli.help import EVALUATION, HUB, OUTPUT, GroupedCommand, in_group
+from alpharl_hub.cli.options import (
+    compute_options,
+    license_option,
+    output_options,
+    run_argument,
+    run_options,
+    work_options,
+)
 from alpharl_hub.cli.predict_options import NumberList, predict_options
 from alpharl_hub.cli.push_options import push_options
 from alpharl_hub.cli.requests import (
@@ -35,23 +43,35 @@ if TYPE_CHECKING:
     from alpharl_hub.sweeping.results import SweepRow
 
 
-@click.command()
-@click.argument("run")
-@click.option("--evaluate", "evaluation", metavar="CMD", required=True, help="Scores {model}.")
-@click.option("--score-json", metavar="FILE:KEY.PATH", help="The score is here, below {out}.")
-@click.option("--scales", type=NumberList("size"), help="Try these sizes first: 0.5,1,2,4.")
-@click.option("--target-steps", type=NumberList("step"), help="Try these steps instead of sizes.")
-@click.option(
-    "--budget", type=click.IntRange(min=2), default=12, show_default=True, help="Evaluations."
+@click.command(cls=GroupedCommand)
+@run_argument()
+@in_group(
+    EVALUATION,
+    click.option(
+        "--evaluate", "evaluation", metavar="CMD", required=True, help="Scores the folder {model}."
+    ),
+    click.option("--score-json", metavar="FILE:KEY.PATH", help="The score is here, below {out}."),
+    click.option(
+        "--scales",
+        type=NumberList("size"),
+        help="Try these sizes first.  [0.5,1,1.5,2,3,5,8]",
+    ),
+    click.option(
+        "--target-steps", type=NumberList("step"), help="Try these steps instead of sizes."
+    ),
+    click.option("--budget", type=click.IntRange(min=2), default=12, help="Evaluations at most."),
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="The folder to write the best model to.",
+@in_group(
+    OUTPUT,
+    click.option(
+        "-o",
+        "--output",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="The folder to write the best model to.",
+    ),
 )
-@click.option("--push-to", metavar="ORG/NAME", help="The repo to push the best model to.")
-@click.option("--license", "license_id", metavar="ID", help="License that the card states.")
+@in_group(HUB, click.option("--push-to", metavar="ORG/NAME", help="Push the best model here."))
+@license_option
 @card_template_option
 @predict_options
 @run_options
@@ -62,7 +82,7 @@ if TYPE_CHECKING:
 def sweep(
     run: str, output: Path | None, push_to: str | None, as_json: bool, **options: Any
 ) -> None:
-    """Choose the size of the predicted update by your own evaluation, and write the best model.
+    """Choose the update's size by your own scores; write the best.
 
     CMD is run for every candidate: {model} becomes its folder, {out} a folder for results. It
     prints a line score=0.75, or writes a JSON file that --score-json names. Size 0 is the last
@@ -70,8 +90,10 @@ def sweep(
     problems and report on another. The logs are kept in OUTPUT.sweep.
 
     \b
-    alpharl-hub sweep ./runs/grpo --base ./base --evaluate 'python score.py {model}' -o best
-    alpharl-hub sweep me/run --evaluate './eval.sh {model} {out}' --score-json 'r.json:acc' -o best
+    alpharl-hub sweep ./runs/grpo --base ./base -o best \\
+      --evaluate 'python score.py {model}'
+    alpharl-hub sweep me/run --base me/base --until 40% -o best \\
+      --evaluate './eval.sh {model} {out}' --score-json 'r.json:acc'
     """
     from alpharl_hub.cli.sweep_screen import print_failure, print_sweep
     from alpharl_hub.pipeline import sweep_run

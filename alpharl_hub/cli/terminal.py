@@ -1,7 +1,8 @@
 """Consoles, and text that is safe to show on them.
 
-Only ASCII is drawn, so that every encoding and font can show it, and nothing is said by colour
-alone. Console markup is off: a tensor called "[bold]" is printed as it is called.
+Only ASCII is drawn (but for the bars of report, where the encoding has them), so that every font
+can show it, and nothing is said by colour alone. Console markup is off: a tensor called "[bold]" is
+printed as it is called.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 PIPE_WIDTH = 80
-"""Columns where there is no terminal to ask, whatever COLUMNS says: a pipe gives stable text."""
+"""Columns where there is no terminal to ask and COLUMNS, which shells keep to themselves unless it
+is exported, does not say otherwise."""
 
 GAP = 2
 LABEL_WIDTH = 10
@@ -47,7 +49,7 @@ def _console(stream: TextIO) -> Console:
     is_plain = not is_terminal or bool(os.environ.get("NO_COLOR"))
     return Console(
         file=stream,
-        width=None if is_terminal else PIPE_WIDTH,
+        width=None if is_terminal else _pipe_width(),
         color_system=None if is_plain else "auto",
         force_terminal=is_terminal,
         force_jupyter=False,
@@ -55,6 +57,11 @@ def _console(stream: TextIO) -> Console:
         emoji=False,
         highlight=False,
     )
+
+
+def _pipe_width() -> int:
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdecimal() and int(columns) else PIPE_WIDTH
 
 
 def escape_text(text: str) -> str:
@@ -150,7 +157,8 @@ def print_labelled(console: Console, label: str, text: str) -> None:
     for number, line in enumerate(lines):
         line.rstrip()
         head = Text((label if number == 0 else "").ljust(LABEL_WIDTH), style="bold")
-        console.print(head + line)
+        # Not head + line: the sum would have the head's style.
+        console.print(Text.assemble(head, line))
 
 
 def print_heading(console: Console, title: str, note: str = "") -> None:

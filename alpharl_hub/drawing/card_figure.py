@@ -36,7 +36,6 @@ _DOTS_PER_INCH = 110
 _MAX_ROWS = 20
 _MAX_NAME_CHARS = 30
 
-Panel = str
 SHARES, FIT, SCORES = "shares", "fit", "scores"
 
 
@@ -69,7 +68,7 @@ def _png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
-def panels_of(manifest: Manifest) -> tuple[Panel, ...]:
+def panels_of(manifest: Manifest) -> tuple[str, ...]:
     """Name the panels that there is something for."""
     found = []
     if _by_module(manifest, "rank1_share"):
@@ -81,7 +80,7 @@ def panels_of(manifest: Manifest) -> tuple[Panel, ...]:
     return tuple(found)
 
 
-def _figure(manifest: Manifest, panels: Sequence[Panel]) -> Figure:
+def _figure(manifest: Manifest, panels: Sequence[str]) -> Figure:
     below = [panel for panel in panels if panel != SHARES]
     rows_in = _ROW_IN * len(_by_module(manifest, "rank1_share"))
     heights_in = [_MARGIN_IN + rows_in] if SHARES in panels else []
@@ -105,7 +104,9 @@ def _draw_shares(figure: Figure, axes: Axes, manifest: Manifest) -> None:
     image = axes.imshow(
         grid, cmap=colour_map(), vmin=0, vmax=1, aspect="auto", interpolation="nearest"
     )
-    axes.set_title("Rank-1 share of every matrix's update")
+    groups = {layer_and_group(t.name)[1] for t in manifest.tensors if t.rank1_share is not None}
+    shown = "" if len(groups) <= _MAX_ROWS else f" ({_MAX_ROWS} of {len(groups)} modules)"
+    axes.set_title(f"Rank-1 share of every matrix's update{shown}")
     axes.set_xlabel("layer")
     whole_steps(axes)
     _name_rows(axes, list(by_module))

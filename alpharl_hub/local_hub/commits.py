@@ -24,9 +24,11 @@ def create_commit(hub: HubState, request: Request, names: Names) -> Response:
     with hub.storage.lock:
         # Read again under the lock, so that two commits cannot both follow the same parent.
         repo = hub.visible_repo(request, names)
-        parent = hub.commit_at(repo, names["revision"])
-        ref = _target_ref(repo, names["revision"], as_pull_request)
         expected = header.get("parentCommit")
+        # A pull request follows the commit that it names, wherever the branch is by now.
+        start = expected if expected and as_pull_request else names["revision"]
+        parent = hub.commit_at(repo, start)
+        ref = _target_ref(repo, names["revision"], as_pull_request)
         if expected and not parent.sha.startswith(expected):
             raise HubError(412, "A commit has happened since. Please refresh and try again.")
         files = _changed_files(hub, parent, operations)

@@ -4,7 +4,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from alpharl_hub.local_hub import api, cards, commits, control, lfs, listing, resolve
+from alpharl_hub.local_hub import (
+    api,
+    cards,
+    commits,
+    control,
+    discussions,
+    lfs,
+    listing,
+    resolve,
+)
 from alpharl_hub.local_hub.messages import HubError, Request, Response
 from alpharl_hub.local_hub.state import Endpoint, HubState, Names
 
@@ -52,6 +61,9 @@ API_ROUTES = (
     _route("GET", f"{MODEL}/commits/{{revision}}", listing.list_commits),
     _route("POST", f"{MODEL}/preupload/{{revision}}", lfs.preupload),
     _route("POST", f"{MODEL}/commit/{{revision}}", commits.create_commit),
+    _route("GET", f"{MODEL}/discussions/{{num}}", discussions.read_discussion),
+    _route("POST", f"{MODEL}/discussions/{{num}}/status", discussions.change_status),
+    _route("POST", f"{MODEL}/discussions/{{num}}/merge", discussions.merge),
     _route("POST", f"{REPO}.git/info/lfs/objects/batch", lfs.batch),
     _route("POST", f"{REPO}.git/info/lfs/verify", lfs.verify),
     _route("POST", f"api/complete-multipart/{REPO}/{{oid}}/{{upload}}", lfs.complete_multipart),

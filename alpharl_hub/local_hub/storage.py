@@ -38,7 +38,10 @@ class Commit:
 
 @dataclass(frozen=True)
 class Repo:
-    """One repo; `refs` maps full names (refs/heads/main, refs/tags/v1, refs/pr/1) to shas."""
+    """One repo; `refs` maps full names (refs/heads/main, refs/tags/v1, refs/pr/1) to shas.
+
+    `statuses` tells of pull requests, by number, that are not open, or were not.
+    """
 
     repo_id: str
     private: bool
@@ -47,6 +50,7 @@ class Repo:
     num_commits: int = 0
     refs: Mapping[str, str] = field(default_factory=dict)
     granted: tuple[str, ...] = ()
+    statuses: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def namespace(self) -> str:

@@ -6,8 +6,7 @@ NAME.u is T x R x M, NAME.sigma T x R, NAME.v T x R x N, NAME.frobenius T; all f
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,24 +15,18 @@ import torch
 from alpharl_hub import strict_json
 from alpharl_hub.errors import ManifestError, SourceError
 from alpharl_hub.numerics.factors import Factors
+from alpharl_hub.output.factor_names import FACTOR_FILE, LOCAL_PLACES, SINGLE_FILE
 from alpharl_hub.output.read_back import Run, crc_of
 from alpharl_hub.output.shards import OutputFile, OutputTensor, ShardWriter, lay_out
 from alpharl_hub.safetensors_header import header_num_bytes, parse_header
-from alpharl_hub.sources.local import LocalFolder
 from alpharl_hub.strict_json import shown
 from alpharl_hub.tensor_bytes import memory_of
-from alpharl_hub.trajectory import TensorRef
+from alpharl_hub.trajectory import CheckpointStore, TensorRef
 
 MAX_FILE_BYTES = 5_000_000_000
-SINGLE_FILE = "factors.safetensors"
-INDEX_FILE = "factors.safetensors.index.json"
 FIELDS = ("u", "sigma", "v", "frobenius")
 
-LOCAL_PLACES = "local-places.json"
-"""Where local checkpoints lie on this machine, for `predict DIR`; never pushed."""
-
 _MAX_PLACES_BYTES = 16 << 20
-_FACTOR_FILE = re.compile(r"factors(-\d+-of-\d+)?\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -128,10 +121,11 @@ def factor_runs(file: OutputFile, crcs: Mapping[str, int]) -> list[Run]:
 
 
 class FactorFolder:
-    """Reads the factors of an extract folder, one matrix at a time.
+    """Reads the factors of an extract folder, or of a commit of a repo, one matrix at a time.
 
     Args:
-        folder: what `extract` wrote.
+        store: where `extract` wrote them, or where they were pushed to.
+        label: how messages name that place.
         num_steps: the number of checkpoints that its manifest lists.
 
     Raises:
@@ -139,16 +133,13 @@ class FactorFolder:
         ManifestError: a part of a matrix's factors is missing, or of another kind or shape.
     """
 
-    def __init__(self, folder: Path, num_steps: int) -> None:
-        self._store = LocalFolder(folder)
+    def __init__(self, store: CheckpointStore, label: str, num_steps: int) -> None:
+        self._store = store
         self._refs: dict[str, TensorRef] = {}
-        files = self._store.files()
-        names = [n for n in files if _FACTOR_FILE.fullmatch(n)]
-        if not names:
-            raise SourceError(f"{folder}: no {SINGLE_FILE}; extract again")
-        for name in names:
+        files = store.files()
+        for name in factor_filenames(files, label):
             size = files[name].num_bytes
-            where = f"{folder}/{name}"
+            where = f"{label}/{name}"
             length = header_num_bytes(self._read(name, 0, min(8, size)), size, where)
             header = parse_header(self._read(name, 8, 8 + length), size, where)
             for t in header.tensors:
@@ -176,6 +167,8 @@ class FactorFolder:
 
     def _read(self, filename: str, start: int, stop: int) -> bytes:
         buffer = bytearray(stop - start)
+        if not buffer:
+            return b""
         self._store.read_into(filename, start, memoryview(buffer))
         return bytes(buffer)
 
@@ -188,16 +181,51 @@ class FactorFolder:
         return self._refs[f"{name}.u"].shape[-1], self._refs[f"{name}.v"].shape[-1]
 
     def read(self, name: str) -> Factors:
-        """Read one matrix's factors."""
-        u, sigma, v, frobenius = (self._tensor(ref) for ref in self._fields(name))
+        """Read one matrix's factors, in one request where they lie side by side."""
+        refs = [ref for ref in self._fields(name) if ref is not None]
+        start, stop = min(ref.start for ref in refs), max(ref.stop for ref in refs)
+        if len({r.filename for r in refs}) > 1 or stop - start > sum(r.num_bytes for r in refs):
+            # Not as extract writes them; what lies between them may be large.
+            u, sigma, v, frobenius = (
+                _tensor(ref, bytearray(self._read(ref.filename, ref.start, ref.stop)), ref.start)
+                for ref in refs
+            )
+        else:
+            data = bytearray(self._read(refs[0].filename, start, stop))
+            u, sigma, v, frobenius = (_tensor(ref, data, start) for ref in refs)
         return Factors(u, sigma, v, frobenius)
 
-    def _tensor(self, ref: TensorRef | None) -> torch.Tensor:
-        assert ref is not None, "checked when the folder was opened"
-        if ref.num_elements == 0:
-            return torch.zeros(ref.shape)
-        data = bytearray(self._read(ref.filename, ref.start, ref.stop))
-        return torch.frombuffer(data, dtype=torch.float32).view(ref.shape)
+
+def _tensor(ref: TensorRef, data: bytearray, start: int) -> torch.Tensor:
+    """View a tensor in bytes of its file that begin at `start` there."""
+    if ref.num_elements == 0:
+        return torch.zeros(ref.shape)
+    values = torch.frombuffer(
+        data, dtype=torch.float32, count=ref.num_elements, offset=ref.start - start
+    )
+    return values.view(ref.shape)
+
+
+def factor_filenames(files: Collection[str], label: str) -> list[str]:
+    """Return which of the files of a place hold factors, in order.
+
+    Raises:
+        SourceError: there are none, or one of several is missing.
+    """
+    names = sorted(name for name in files if FACTOR_FILE.fullmatch(name))
+    if not names:
+        raise SourceError(f"{label}: no {SINGLE_FILE}; extract again")
+    matches = [FACTOR_FILE.fullmatch(name) for name in names]
+    counts = {int(match["count"]) for match in matches if match and match["count"]}
+    numbers = {int(match["number"]) for match in matches if match and match["number"]}
+    for count in counts:
+        missing = next((i for i in range(1, count + 1) if i not in numbers), None)
+        if missing is not None:
+            raise SourceError(
+                f"{label}: factors-{missing:05d}-of-{count:05d}.safetensors is missing; is the "
+                "upload or copy complete?"
+            )
+    return names
 
 
 def make_factor_index(files: Sequence[OutputFile]) -> bytes:

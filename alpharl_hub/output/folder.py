@@ -10,7 +10,6 @@ import errno
 import filecmp
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from alpharl_hub.errors import ResourceError, WriteError
@@ -19,15 +18,6 @@ from alpharl_hub.output.read_back import drop_cached
 from alpharl_hub.output.shards import sync_folder, write_error
 
 _SPARE_BYTES = 16 << 20
-
-
-@dataclass(frozen=True)
-class FolderRequest:
-    """The folder that an output goes to, and where unfinished work lies (None: beside it)."""
-
-    folder: Path
-    overwrite: bool
-    work_dir: Path | None
 
 
 def check_output(output: Path, overwrite: bool, work_dir: Path | None = None) -> None:

@@ -31,6 +31,7 @@ _NOT_COPIED = re.compile(
     r"|\.(joblib|dill|pt2|keras|pdparams|nemo)$"
     r"|\.(safetensors|bin)\.index\.json$"
     r"|\.(log|jsonl|csv|lock|tmp|partial)$"
+    r"|^mergekit_.*config\.ya?ml$"  # how another model than the predicted one was made
     r"|^(trainer_state|training_info|training_args|metrics|scores|recipe|all_results|eval_results"
     r"|train_results|adapter_config)\.json$"
     r"|^(optimizer|scheduler|rng_state|scaler|events\.out)"

@@ -85,7 +85,10 @@ def choose(subject: Subject, options: PredictOptions, compute: Compute, hooks: H
         FitError: the last checkpoint is the best guess, and `options.force` is not set.
     """
     if subject.factors is not None:
-        raise FitError("a folder of factors holds rank-1 parts: --method alpharl, or name the run")
+        raise FitError(
+            "a folder of factors holds rank-1 parts, too little for --method auto to choose by; "
+            "add --method alpharl and a --target-step, or name the run"
+        )
     asked = _asked(subject, options)
     middle = nearest_middle(subject.steps_T)
     trust = read_direction(subject, middle, compute, hooks)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from alpharl_hub.card.template import CardTemplate
 from alpharl_hub.errors import PushError, WriteError
+from alpharl_hub.manifest import KIND_MODEL
 from alpharl_hub.output.folder import check_output, work_folder_beside
 from alpharl_hub.output.journal import RESULT_FOLDER
 from alpharl_hub.push.model_upload import (
@@ -30,12 +31,13 @@ class PushRequest:
     access: HubAccess
     hooks: PushHooks
 
-    def begin(self, private_inputs: bool) -> ModelUpload:
+    def begin(self, private_inputs: bool, kind: str = KIND_MODEL) -> ModelUpload:
         """Check all that could stop the push, before hours of work."""
         return ModelUpload.begin(
             self.repo,
             self.options,
             private_inputs=private_inputs,
+            kind=kind,
             access=self.access,
             hooks=self.hooks,
         )
@@ -58,8 +60,11 @@ class Destination:
         Raises:
             WriteError: one is not empty, or no folder.
         """
-        if len(steps) > 1 and self.push is not None and self.push.options.branch != DEFAULT_BRANCH:
-            raise PushError("--branch names one branch, and each of several steps gets its own")
+        if len(steps) > 1 and self.push is not None:
+            if self.push.options.branch != DEFAULT_BRANCH:
+                raise PushError("--branch names one branch, and each of several steps gets its own")
+            if self.push.options.create_pr:
+                raise PushError("--create-pr asks for one model; each of several steps has its own")
         lanes = self.lanes(steps)
         if len(lanes) > 1 and self._is_begun():
             # Some may have got their names before the interruption; the others are checked then.

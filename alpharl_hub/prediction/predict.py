@@ -25,6 +25,7 @@ from alpharl_hub.prediction.records import (
     pool_trust,
     rounding_notice,
     share_notice,
+    summarise_actions,
     tensor_records,
     trust_record,
 )
@@ -64,7 +65,14 @@ def predict(
             small = small_files(setting, manifest, lane.destination)
             outputs.append(_finish(setting, delivery, number, lane, small))
     warnings = tuple(dict.fromkeys(w for manifest in manifests for w in manifest.warnings))
-    return Prediction(SCHEMA, tuple(outputs), manifests[-1].trust, warnings, setting.auto)
+    return Prediction(
+        schema=SCHEMA,
+        outputs=tuple(outputs),
+        actions=summarise_actions(manifests[-1].tensors),
+        trust=manifests[-1].trust,
+        warnings=warnings,
+        auto=setting.auto,
+    )
 
 
 def _open(

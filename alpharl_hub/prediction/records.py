@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import median
 
 from alpharl_hub.manifest import Notice, RoundingRecord, TensorRecord, TrustRecord
 from alpharl_hub.methods.correction import Rounding, add_roundings
+from alpharl_hub.module_names import layer_and_group
 from alpharl_hub.numerics import direction
 from alpharl_hub.numerics.direction import DirectionSums, Trust
 from alpharl_hub.output.shards import OutputFile
 from alpharl_hub.prediction.window_work import PartResult
+from alpharl_hub.results import TensorAction
 
 LOW_SHARE = 0.5
 HIGH_ROUNDING_LOSS = 0.3
@@ -133,3 +136,20 @@ def _tensor_record(
         rounding_loss=rounding.loss if rounding else None,
         unchanged=rounding.unchanged if rounding else None,
     )
+
+
+def summarise_actions(tensors: Sequence[TensorRecord]) -> tuple[TensorAction, ...]:
+    """Sum up what was done to which tensors, the most weights first."""
+    by_action: dict[str, list[TensorRecord]] = {}
+    for tensor in tensors:
+        by_action.setdefault(tensor.action, []).append(tensor)
+    found = [
+        TensorAction(
+            action=action,
+            num_tensors=len(some),
+            num_entries=sum(math.prod(tensor.shape) for tensor in some),
+            groups=tuple(dict.fromkeys(layer_and_group(tensor.name)[1] for tensor in some)),
+        )
+        for action, some in by_action.items()
+    ]
+    return tuple(sorted(found, key=lambda one: -one.num_entries))

@@ -254,7 +254,9 @@ def _ready(subject: Subject, method: Method) -> Callable[[str, torch.device], Pr
     if factors is None:
         return None
     if not isinstance(method, AlphaRL):
-        raise FitError("a folder of factors holds rank-1 parts: --method alpharl, or name the run")
+        raise FitError(
+            "a folder of factors holds rank-1 parts: add --method alpharl, or name the run"
+        )
     certified = subject.certified
 
     def predictor(name: str, device: torch.device) -> Predictor:

@@ -11,17 +11,16 @@ from pathlib import Path
 from alpharl_hub import strict_json
 from alpharl_hub.errors import ManifestError, SourceError
 from alpharl_hub.manifest import (
-    KIND_FACTORS,
     KIND_MODEL,
     MANIFEST_NAME,
     CheckpointRecord,
-    Manifest,
     MethodRecord,
     RunRecord,
     read_manifest,
 )
 from alpharl_hub.methods import METHODS
-from alpharl_hub.output.factor_files import FactorFolder, read_local_places
+from alpharl_hub.output.factor_files import FactorFolder
+from alpharl_hub.prediction.factor_places import FactorPlace, require_rising_steps
 from alpharl_hub.prediction.foreign_patterns import require_bounded
 from alpharl_hub.prediction.planning import ANCHORS, DTYPES, OTHERS
 from alpharl_hub.prediction.setting import PredictOptions, Subject
@@ -30,7 +29,6 @@ from alpharl_hub.preparation import Prepared, ScopeOptions, nearest_middle, prep
 from alpharl_hub.scope import Scope, find_scope
 from alpharl_hub.scores.table import ScoreTable
 from alpharl_hub.sources.adapter_fitting import fit_to_base
-from alpharl_hub.sources.file_names import leads_out
 from alpharl_hub.sources.local_run import LocalRun, pin_folder
 from alpharl_hub.sources.opening import Opener, RunRequest
 from alpharl_hub.sources.recorded import FindLocal, open_recorded
@@ -54,49 +52,24 @@ def trajectory_subject(prepared: Prepared, scope: ScopeOptions) -> Subject:
     )
 
 
-def is_factor_folder(run: str) -> bool:
-    """Whether RUN is a folder that `extract` wrote."""
-    folder = Path(run).expanduser()
-    return any(folder.glob("factors*.safetensors")) and (folder / MANIFEST_NAME).is_file()
-
-
-def read_folder_manifest(folder: Path) -> Manifest:
-    """Read the manifest of an extract folder.
-
-    Raises:
-        ManifestError: it is damaged, or of another kind.
-    """
-    path = folder / MANIFEST_NAME
-    if leads_out(folder, MANIFEST_NAME):
-        raise ManifestError(f"{path}: a link that leads out of its folder; extract again")
-    manifest = read_manifest(strict_json.read_file(path), str(path))
-    if manifest.kind != KIND_FACTORS:
-        raise ManifestError(f"{path}: the manifest of a {manifest.kind}, not of extracted factors")
-    _check_steps(manifest.run, str(path))
-    return manifest
-
-
-def _check_steps(run: RunRecord, where: str) -> None:
-    """Refuse checkpoints that no run of ours has: none, or steps that do not rise."""
-    steps = [-1 if record.step is None else record.step for record in run.checkpoints]
-    if not steps or steps[0] < 1 or any(b <= a for a, b in pairwise(steps)):
-        raise ManifestError(f"{where}: its checkpoints are not those of one run, in order of steps")
-
-
-def factor_subject(request: RunRequest) -> Subject:
+def factor_subject(place: FactorPlace, request: RunRequest, opener: Opener) -> Subject:
     """Take extracted factors: of the checkpoints only base and last are read again.
 
+    Where these were local and lie elsewhere by now, `request` names them: its base, and in `at` a
+    folder for a step.
+
     Raises:
-        ManifestError: the folder is damaged, or a local checkpoint is not where it was.
-        SourceError: base or last cannot be read.
+        ManifestError: the factors are damaged, or where a local checkpoint lies is not known.
+        SourceError: factors, base or last cannot be read.
     """
-    folder = Path(request.run).expanduser()
-    manifest = read_folder_manifest(folder)
-    places = read_local_places(folder)
+    manifest = place.read_manifest()
     run = manifest.run
-    base, start, (last,) = _open(run, run.checkpoints[-1:], request, _by_fingerprint(places))
-    factors = FactorFolder(folder, len(run.checkpoints))
-    _require_bounded(run, (base, last), str(folder / MANIFEST_NAME))
+    if place.is_private():
+        run = replace(run, private=True)
+    factors = place.open(len(run.checkpoints))
+    find_local = _by_fingerprint(place.local_places(), run, request)
+    base, start, (last,) = _open(run, run.checkpoints[-1:], opener, find_local)
+    _require_bounded(run, (base, last), f"{place.label}/{MANIFEST_NAME}")
     scope = find_scope(base, (last,), run.include, run.exclude, start)
     _require_same_shapes(factors, scope)
     return Subject(
@@ -134,13 +107,13 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
     if manifest.kind != KIND_MODEL or manifest.method is None:
         raise ManifestError(f"{path}: the manifest of {manifest.kind}, not of a predicted model")
     run = manifest.run
-    _check_steps(run, str(path))
+    require_rising_steps(run, str(path))
     if request.run and all(record.commit is not None for record in run.checkpoints):
         raise ManifestError(
             f"{path}: names its checkpoints on the Hub, commits and all; leave out RUN"
         )
     wanted = _options(manifest.method, str(path), is_swept=manifest.sweep is not None)
-    base, start, history = _open(run, run.checkpoints, request, _by_step(run, request))
+    base, start, history = _open(run, run.checkpoints, Opener(request), _by_step(run, request))
     _require_bounded(run, (base, history[-1]), str(path))
     options = ScopeOptions(run.include, run.exclude, force=True)
     prepared = prepare(_trajectory(run, base, history, start), options, stop_on_wrong_base=False)
@@ -153,11 +126,19 @@ def _require_bounded(run: RunRecord, contents: Sequence[CheckpointContents], whe
     require_bounded(expressions, {name for c in contents for name in c.tensors}, where)
 
 
-def _by_fingerprint(places: Mapping[str, str]) -> FindLocal:
+def _by_fingerprint(places: Mapping[str, str], run: RunRecord, request: RunRequest) -> FindLocal:
+    named = {step: folder for folder, step in request.at}
+
     def find(record: CheckpointRecord) -> tuple[Checkpoint, CheckpointStore]:
-        place = places.get(record.fingerprint or "")
+        is_base = record == run.base
+        told = request.base if is_base else named.get(record.step or 0)
+        place = told or places.get(record.fingerprint or "")
         if place is None:
-            raise ManifestError(f"where {record.source} lies is not known here; extract again")
+            how = "--base FOLDER" if is_base else f"--at FOLDER={record.step}"
+            raise ManifestError(
+                f"{request.run}: made from the local folder {record.source}, and where that lies "
+                f"is not known here; name it with {how}"
+            )
         checkpoint, store = pin_folder(place)
         return replace(checkpoint, step=record.step), store
 
@@ -186,13 +167,12 @@ def _by_step(run: RunRecord, request: RunRequest) -> FindLocal:
 def _open(
     run: RunRecord,
     checkpoints: Sequence[CheckpointRecord],
-    request: RunRequest,
+    opener: Opener,
     find_local: FindLocal,
 ) -> tuple[CheckpointContents, CheckpointContents | None, Sequence[CheckpointContents]]:
     """Open base, start (of some LoRA runs) and checkpoints as recorded."""
     first = () if run.start is None else (run.start,)
-    client = Opener(request).client
-    base, *opened = open_recorded((run.base, *first, *checkpoints), client, find_local)
+    base, *opened = open_recorded((run.base, *first, *checkpoints), opener.client, find_local)
     fitted = [fit_to_base(contents, base) for contents in opened]
     return base, fitted[0] if first else None, fitted[len(first) :]
 

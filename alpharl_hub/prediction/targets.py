@@ -89,7 +89,7 @@ def resolve_target(
         here = float(steps[-1])
         return ResolvedTarget(Clock(steps, scores_T), (Goal(here, here),), ())
     if num_asked != 1:
-        raise FitError("give one of --target-step, --target-score and --scale")
+        raise FitError("no target, or several: give one of --target-step, --target-score, --scale")
     if options.target_score is not None:
         return _by_score(method, steps, scores_T, options.target_score, lower_is_better)
     targets = options.target_steps

@@ -1,4 +1,4 @@
-"""A folder that predict left behind, checked before it is pushed: whole, and as its manifest says.
+"""What predict or extract left behind, checked before it is pushed: whole, and as described.
 
 The manifest may have been written by anybody. It can only name files that lie in this very folder
 under plain names, and nothing in it is obeyed.
@@ -14,7 +14,8 @@ from pathlib import Path
 from alpharl_hub import safetensors_header, strict_json
 from alpharl_hub.card.make import CARD_NAME, EVAL_FILE, PICTURE
 from alpharl_hub.errors import ManifestError, PushError
-from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, Manifest, read_manifest
+from alpharl_hub.manifest import KIND_FACTORS, MANIFEST_NAME, Manifest, read_manifest
+from alpharl_hub.output import factor_names
 from alpharl_hub.output.model_files import MAX_COPIED_BYTES
 from alpharl_hub.sources.adapters import (
     ADAPTER_CONFIG,
@@ -44,20 +45,24 @@ class FinishedFolder:
 
 
 def read_finished_folder(folder: Path) -> FinishedFolder:
-    """Read a finished output of predict; nothing else that lies there is part of the answer.
+    """Read what predict or extract wrote; nothing else that lies there is part of the answer.
+
+    Of factors that is no place on this machine, and no card, which is made when they are sent.
 
     Raises:
-        ManifestError: alpharl.json is missing, unreadable, of factors, or names what it must not.
+        ManifestError: alpharl.json is missing, unreadable, or names what it must not.
         PushError: a file is missing, incomplete, or not what alpharl.json describes.
         HeaderError: a weight file that is damaged. TrajectoryError: an adapter that is none.
     """
     path = folder / MANIFEST_NAME
     if not _is_regular(path):
-        raise ManifestError(f"{folder}: has no {MANIFEST_NAME}; only what predict wrote is pushed")
+        raise ManifestError(
+            f"{folder}: has no {MANIFEST_NAME}; only what predict or extract wrote is pushed"
+        )
     manifest = read_manifest(strict_json.read_file(path), str(path))
-    if manifest.kind != KIND_MODEL:
-        raise ManifestError(f"{path}: holds {manifest.kind}, no model; predict from it first")
     others = {MANIFEST_NAME: path}
+    if manifest.kind == KIND_FACTORS:
+        return _finished_factors(folder, manifest, others)
     for name in (CARD_NAME, *manifest.copied_files):
         if not is_plain_name(name) or WEIGHTS.search(name):
             raise ManifestError(f"{path}: {name!r} is no file that predict copies; nothing is sent")
@@ -68,12 +73,30 @@ def read_finished_folder(folder: Path) -> FinishedFolder:
         return _finished_adapter(folder, manifest, others)
     index = folder / INDEX_FILE
     if index.exists() or index.is_symlink():
-        filenames = _read_index(folder)
+        filenames = _read_index(folder, INDEX_FILE, SINGLE_FILE)
         others[INDEX_FILE] = index
     else:
         filenames = frozenset({SINGLE_FILE})
     weights = tuple(_present(folder, name) for name in sorted(filenames))
     _check_tensors(manifest, {path.name: _tensors(path) for path in weights}, others)
+    return FinishedFolder(manifest, weights, others)
+
+
+def _finished_factors(folder: Path, manifest: Manifest, others: dict[str, Path]) -> FinishedFolder:
+    """Take factors, if they are those of every matrix that the manifest lists."""
+    index = folder / factor_names.INDEX_FILE
+    names = [factor_names.SINGLE_FILE]
+    if index.exists() or index.is_symlink():
+        names = sorted(_read_index(folder, factor_names.INDEX_FILE, factor_names.SINGLE_FILE))
+        others[factor_names.INDEX_FILE] = index
+    weights = tuple(_present(folder, name) for name in names)
+    found = {ref.name.rpartition(".")[0] for path in weights for ref in _tensors(path)}
+    differing = sorted(found ^ {tensor.name for tensor in manifest.tensors})
+    if differing:
+        raise PushError(
+            f"{folder}: the factors are not those that {MANIFEST_NAME} describes (first "
+            f"difference: {differing[0]!r}); extract again"
+        )
     return FinishedFolder(manifest, weights, others)
 
 
@@ -135,11 +158,11 @@ def _small(folder: Path, name: str) -> Path:
     return path
 
 
-def _read_index(folder: Path) -> frozenset[str]:
+def _read_index(folder: Path, filename: str, single: str) -> frozenset[str]:
     """Return the weight files that the index names, each a plain name."""
-    path = _present(folder, INDEX_FILE)
-    if (folder / SINGLE_FILE).exists():
-        raise PushError(f"{folder}: has {SINGLE_FILE} beside {INDEX_FILE}; remove the stray one")
+    path = _present(folder, filename)
+    if (folder / single).exists():
+        raise PushError(f"{folder}: has {single} beside {filename}; remove the stray one")
     weight_map = _index_field(path, "weight_map")
     names = frozenset(str(name) for name in weight_map.values())
     for name in names:

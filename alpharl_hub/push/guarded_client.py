@@ -38,7 +38,7 @@ RETRIED = frozenset({408, 429, 500, 502, 503, 504})
 _CARD_CHECK = "/api/validate-yaml"
 _OBJECTS = re.compile(
     r"/api/(whoami-v2|validate-yaml|repos/create)$|/info/lfs/objects/batch$"
-    r"|/api/models/[^/]+/[^/]+(/refs|/(preupload|commit)/[^/]+)?$"
+    r"|/api/models/[^/]+/[^/]+(/refs|/(preupload|commit|discussions)/[^/]+)?$"
 )
 _LISTS = re.compile(r"/api/models/[^/]+/[^/]+/tree/[^/]+(/\.eval_results)?$")
 """Answers that the client takes for JSON objects and lists, whatever they are."""

@@ -9,48 +9,50 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 from urllib.parse import quote
 
 from huggingface_hub import (
+    CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
-    HfApi,
     constants,
-    get_token,
     hf_hub_url,
 )
-from huggingface_hub.errors import HfHubHTTPError, HfUriError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfUriError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.lfs import UploadInfo
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
-    build_hf_headers,
     get_session,
-    hf_raise_for_status,
     httpx,
 )
 
 from alpharl_hub.card.make import EVAL_FILE
 from alpharl_hub.errors import PushError, SourceError
-from alpharl_hub.push.guarded_client import RETRIED, Guard, guarded_client
-from alpharl_hub.push.refusals import RefusedError, UnsureError, one_line, status_of
-from alpharl_hub.sources.http_addresses import AddressRules
-from alpharl_hub.sources.http_answers import asked_wait_s
-from alpharl_hub.sources.http_routes import host_of, origin_of, trusted_certificates
-from alpharl_hub.sources.hub_session import untrusted_certificate
+from alpharl_hub.push.guarded_client import guarded_client
+from alpharl_hub.push.questions import TROUBLE, HubAccess, Questions
+from alpharl_hub.push.refusals import (
+    RefusedError,
+)
+from alpharl_hub.sources.http_routes import trusted_certificates
 from alpharl_hub.sources.patience import Patience
-from alpharl_hub.version import __version__
 
-Answer = TypeVar("Answer")
+__all__ = [
+    "HubAccess",
+    "HubTarget",
+    "PullRequest",
+    "RemoteFile",
+    "RepoState",
+    "UploadedShard",
+    "uploaded_operation",
+]
 
-_TROUBLE = (HfHubHTTPError, httpx.TransportError, ConnectionError)
-"""What the client raises for an answer or the lack of one; a cut line is no HfHubHTTPError."""
-
-LIBRARY_NAME = "alpharl-hub"
+_PULL_REQUESTS = "refs/pr/"
+_PULL_REQUEST = re.compile(r"refs/pr/([1-9][0-9]{0,8})")
 _SCORES_FOLDER = EVAL_FILE.partition("/")[0]
 _MAY_HAVE_ARRIVED = frozenset({400, 404, 409, 422})
 """How a store refuses to join parts twice, when the answer to the first time was lost; and how a
@@ -86,36 +88,34 @@ class UploadedShard:
 
 
 @dataclass(frozen=True)
-class HubAccess:
-    """Which Hub, with which token; None leaves it to the environment.
+class PullRequest:
+    """A pull request: its number, the commit that it holds, and its page."""
 
-    `allowed_hosts` as for reading (`HubClient`). `timeout_s` is how long the Hub may be silent:
-    some stores look at all of a large file before they answer.
-    """
+    number: int
+    commit: str
+    url: str
 
-    token: str | None = field(default=None, repr=False)
-    endpoint: str | None = None
-    allowed_hosts: frozenset[str] = frozenset()
-    timeout_s: float = 300.0
+    @property
+    def ref(self) -> str:
+        """The revision under which the Hub shows it."""
+        return f"{_PULL_REQUESTS}{self.number}"
 
 
 class HubTarget:
-    """One repo that is pushed to, with one token."""
+    """One repo that is pushed to, with one token.
 
-    def __init__(self, repo: str, access: HubAccess, patience: Patience) -> None:
+    With `create_pr` what is sent is for a pull request: reading the repo is enough of a right.
+    """
+
+    def __init__(
+        self, repo: str, access: HubAccess, patience: Patience, *, create_pr: bool = False
+    ) -> None:
         self.repo = repo
-        self.endpoint = access.endpoint or constants.ENDPOINT
-        self._token = access.token or get_token()
-        self._patience = patience
-        rules = AddressRules(self.endpoint, access.allowed_hosts)
-        self._guard = Guard(repo, rules, patience, access.timeout_s)
+        self._create_pr = create_pr
+        self._hub = Questions(repo, access, patience)
+        self.endpoint = self._hub.endpoint
+        self._api = self._hub.api
         self._uses_xet = False
-        self._api = HfApi(
-            endpoint=self.endpoint,
-            token=self._token,
-            library_name=LIBRARY_NAME,
-            library_version=__version__,
-        )
 
     def check_token(self) -> None:
         """Make sure that there is a token, that the Hub knows it, and that it may write.
@@ -127,9 +127,9 @@ class HubTarget:
             trusted_certificates(self.repo)
         except SourceError as error:
             raise PushError(str(error)) from None
-        if self._token is None:
+        if not self._hub.has_token:
             raise PushError(f"{self.repo}: pushing needs a token; pass --token or set HF_TOKEN")
-        answer = self._ask(self._api.whoami)
+        answer = self._hub.ask(self._api.whoami)
         access = (answer.get("auth") or {}).get("accessToken") or {}
         if access.get("role") == "read":
             raise PushError(
@@ -138,25 +138,26 @@ class HubTarget:
             )
 
     def look(self) -> RepoState | None:
-        """Return the repo as it is, None where there is none; refuse one that is not ours to write.
+        """Return the repo as it is, None where there is none; refuse one that we may not write to.
 
         Raises:
             PushError: the Hub refuses.
         """
         try:
-            info = self._ask(lambda: self._api.model_info(self.repo))
+            info = self._hub.ask(lambda: self._api.model_info(self.repo))
         except RefusedError as error:
             if error.status == 404:
                 return None
             raise
-        self._check_write()
-        refs = self._ask(lambda: self._api.list_repo_refs(self.repo))
+        if not self._create_pr:
+            self._check_write()
+        refs = self._hub.ask(lambda: self._api.list_repo_refs(self.repo))
         branches = {ref.name: ref.target_commit for ref in refs.branches}
         return RepoState(bool(info.private), branches)
 
     def _check_write(self) -> None:
         try:
-            self._ask(lambda: self._api.auth_check(self.repo, write=True))
+            self._hub.ask(lambda: self._api.auth_check(self.repo, write=True))
         except RefusedError as error:
             # A Hub without this question answers 404; what it does not allow fails later.
             if error.status != 404:
@@ -166,19 +167,46 @@ class HubTarget:
         """Make the repo; None leaves its visibility to the Hub's own rule."""
         # The client reads the new repo's address, and stumbles over one of another name of the Hub.
         with suppress(HfUriError):
-            self._ask(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
+            self._hub.ask(lambda: self._api.create_repo(self.repo, private=private, exist_ok=True))
 
     def create_branch(self, branch: str, start: str) -> None:
         """Make a branch at a commit, unless it is there."""
-        self._ask(
+        self._hub.ask(
             lambda: self._api.create_branch(self.repo, branch=branch, revision=start, exist_ok=True)
         )
 
     def head(self, branch: str) -> str | None:
         """Return the commit of a branch, None where there is no such branch."""
-        refs = self._ask(lambda: self._api.list_repo_refs(self.repo))
+        refs = self._hub.ask(lambda: self._api.list_repo_refs(self.repo))
         commits = {ref.name: ref.target_commit for ref in refs.branches}
         return commits.get(branch)
+
+    def pull_requests(self) -> list[PullRequest]:
+        """List the pull requests, open or not, the newest first; none where the Hub has none."""
+        # The client's own answer to this fails on a Hub that knows of no pull requests.
+        url = f"{self.endpoint}/api/models/{self.repo}/refs?include_prs=1"
+        rows = self._hub.ask(lambda: self._hub.get(url)).json().get("pullRequests")
+        found = []
+        for row in rows if isinstance(rows, list) else ():
+            match = isinstance(row, dict) and _PULL_REQUEST.fullmatch(str(row.get("ref")))
+            if match:
+                number = int(match[1])
+                found.append(PullRequest(number, str(row.get("targetCommit")), self._page(number)))
+        return sorted(found, key=lambda request: -request.number)
+
+    def _page(self, number: int) -> str:
+        return f"{self.endpoint}/{self.repo}/discussions/{number}"
+
+    def is_open(self, request: PullRequest) -> bool:
+        """Whether a pull request waits for an answer; also where the Hub cannot tell."""
+        url = f"{self.endpoint}/api/models/{self.repo}/discussions/{request.number}"
+        try:
+            found = self._hub.ask(lambda: self._hub.get(url)).json()
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            return True
+        return found.get("status") not in ("closed", "merged")
 
     def files(self, commit: str) -> Mapping[str, RemoteFile]:
         """List the root of a commit, and its folder of scores."""
@@ -194,7 +222,7 @@ class HubTarget:
         return {file.path: file for file in found}
 
     def _listed(self, commit: str, folder: str | None) -> list[RepoFile | RepoFolder]:
-        return self._ask(
+        return self._hub.ask(
             lambda: list(self._api.list_repo_tree(self.repo, folder, revision=commit)),
             retries_itself=True,
         )
@@ -202,7 +230,7 @@ class HubTarget:
     def read(self, path: str, commit: str) -> bytes:
         """Return the content of a small file."""
         url = hf_hub_url(self.repo, path, revision=commit, endpoint=self.endpoint)
-        response = self._ask(lambda: self._get(url))
+        response = self._hub.ask(lambda: self._hub.get(url))
         return bytes(response.content)
 
     def choose_transfer(self, branch: str) -> bool:
@@ -216,9 +244,10 @@ class HubTarget:
         if constants.HF_HUB_DISABLE_XET or importlib.util.find_spec("hf_xet") is None:
             return False
         path = f"xet-write-token/{quote(branch, safe='')}"
+        path += "?create_pr=1" if self._create_pr else ""
         url = f"{self.endpoint}/api/models/{self.repo}/{path}"
         try:
-            store = self._ask(lambda: self._get(url)).headers.get("X-Xet-Cas-Url")
+            store = self._hub.ask(lambda: self._hub.get(url)).headers.get("X-Xet-Cas-Url")
         except RefusedError as error:
             if error.status == 404:
                 return False
@@ -229,7 +258,7 @@ class HubTarget:
     def _answers(self, url: str) -> bool:
         """Whether there is a server, whatever it says; the token is not sent."""
         try:
-            with guarded_client(self._guard):
+            with guarded_client(self._hub.guard):
                 get_session().get(url)
         except (httpx.TransportError, httpx.InvalidURL):
             return False
@@ -242,11 +271,11 @@ class HubTarget:
             PushError: the Hub refuses, or the line stays down.
         """
         try:
-            operation = self._ask(lambda: self._upload_once(path, branch), retries_itself=True)
+            operation = self._hub.ask(lambda: self._upload_once(path, branch), retries_itself=True)
         except RefusedError as error:
             if error.status not in _MAY_HAVE_ARRIVED:
                 raise
-            operation = self._ask(lambda: self._upload_once(path, branch), retries_itself=True)
+            operation = self._hub.ask(lambda: self._upload_once(path, branch), retries_itself=True)
         info = operation.upload_info
         return UploadedShard(path.name, info.sha256.hex(), info.size)
 
@@ -257,9 +286,11 @@ class HubTarget:
             # itself could not be sent before the commit.
             operation._upload_mode = "lfs"
             try:
-                self._api.preupload_lfs_files(self.repo, [operation], revision=branch)
+                self._api.preupload_lfs_files(
+                    self.repo, [operation], revision=branch, create_pr=self._create_pr
+                )
             except (RuntimeError, ValueError) as error:
-                found = self._unwrapped(error)
+                found = self._hub.unwrapped(error)
                 raise found from (error if isinstance(found, PushError) else None)
         return operation
 
@@ -278,25 +309,63 @@ class HubTarget:
             UnsureError: it may have been made all the same, or the branch has moved.
             PushError: the Hub refuses it.
         """
-        with ExitStack() as stack, guarded_client(self._guard, retries_itself=True):
+        return str(self._commit(branch, parent, message, "", shards, others, deleted).oid)
+
+    def open_pull_request(
+        self,
+        parent: str,
+        title: str,
+        description: str,
+        shards: Sequence[UploadedShard],
+        others: Mapping[str, bytes | Path],
+        deleted: Sequence[str],
+    ) -> PullRequest:
+        """Ask for a commit on top of `parent`, which is on main; tried once.
+
+        Raises:
+            As `commit`.
+        """
+        info = self._commit("main", parent, title, description, shards, others, deleted)
+        if info.pr_num is None:
+            raise PushError(f"{self.repo}: the Hub opened no pull request; look at {info.oid}")
+        return PullRequest(info.pr_num, str(info.oid), self._page(info.pr_num))
+
+    def _commit(
+        self,
+        branch: str,
+        parent: str,
+        message: str,
+        description: str,
+        shards: Sequence[UploadedShard],
+        others: Mapping[str, bytes | Path],
+        deleted: Sequence[str],
+    ) -> CommitInfo:
+        with ExitStack() as stack, guarded_client(self._hub.guard, retries_itself=True):
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationDelete(name, is_folder=False) for name in deleted),
                 *(uploaded_operation(shard) for shard in shards),
                 *(self._addition(name, data, stack) for name, data in others.items()),
             ]
             try:
-                info = self._api.create_commit(
+                return self._api.create_commit(
                     self.repo,
                     operations,
                     commit_message=message,
+                    commit_description=description,
                     revision=branch,
                     parent_commit=parent,
+                    create_pr=self._create_pr,
                 )
-            except (*_TROUBLE, HfUriError) as error:
-                raise self._unsure(error) from error
+            except (*TROUBLE, HfUriError) as error:
+                raise self._hub.unsure(error) from error
             except (RuntimeError, ValueError) as error:
-                raise self._unsure(self._unwrapped(error)) from error
-        return str(info.oid)
+                raise self._hub.unsure(self._hub.unwrapped(error)) from error
+            except KeyError as error:
+                # A Hub without pull requests names none in its answer.
+                raise PushError(
+                    f"{self.repo}: the Hub's answer to the commit has no {error}; look there "
+                    "whether it was made"
+                ) from error
 
     def _addition(self, name: str, data: bytes | Path, stack: ExitStack) -> CommitOperationAdd:
         if self._uses_xet:
@@ -310,78 +379,7 @@ class HubTarget:
         Raises:
             PushError: there is none, or it failed too often.
         """
-        if not self._is_passing(error):
-            raise self._refusal(error) from error
-        status = status_of(error)
-        reason = one_line(error) if status is None else f"the Hub answers {status}"
-        headers = {} if status is None else dict(error.response.headers)  # type: ignore[attr-defined]
-        try:
-            self._patience.pause(self.repo, reason, asked_wait_s(headers), num_failures)
-        except SourceError as given_up:
-            raise PushError(str(given_up)) from error
-
-    def _get(self, url: str) -> httpx.Response:
-        headers = build_hf_headers(
-            token=self._token, library_name=LIBRARY_NAME, library_version=__version__
-        )
-        response = get_session().get(url, headers=headers)
-        hf_raise_for_status(response)
-        return response
-
-    def _ask(self, question: Callable[[], Answer], *, retries_itself: bool = False) -> Answer:
-        """Put a question, again while the Hub is busy or the line is down."""
-        num_failures = 0
-        while True:
-            try:
-                with guarded_client(self._guard, retries_itself=retries_itself):
-                    return question()
-            except _TROUBLE as error:
-                num_failures += 1
-                self.pause(error, num_failures)
-
-    def _is_passing(self, error: Exception) -> bool:
-        """Whether asking again has sense."""
-        status = status_of(error)
-        if status is None:
-            is_final = isinstance(error, OfflineModeIsEnabled) or untrusted_certificate(error)
-            return not is_final
-        url = str(error.response.url)  # type: ignore[attr-defined]
-        if status == 403 and origin_of(url) != origin_of(self.endpoint):
-            return True  # a signed address that has expired: every attempt gets a new one
-        return status in RETRIED
-
-    def _unsure(self, error: Exception) -> Exception:
-        if isinstance(error, PushError):
-            return error
-        refusal = self._refusal(error)
-        is_unsure = self._is_passing(error) or status_of(error) == 412
-        return UnsureError(str(refusal), error) if is_unsure else refusal
-
-    def _unwrapped(self, error: Exception) -> Exception:
-        """Return what the client's own words for a failed upload or a refused card are about."""
-        cause = error.__cause__
-        if isinstance(cause, (*_TROUBLE, PushError)):
-            return cause
-        return PushError(f"{self.repo}: the upload failed: {one_line(cause or error)}")
-
-    def _refusal(self, error: Exception) -> RefusedError:
-        """Put the Hub's answer into one line: what, why, what next."""
-        status, words, host = status_of(error), one_line(error), host_of(self.endpoint)
-        if isinstance(error, OfflineModeIsEnabled):
-            text = "HF_HUB_OFFLINE is set; unset it to push"
-        elif (why := untrusted_certificate(error)) is not None:
-            text = f"the certificate of {host} is not trusted ({why}); name its CA in SSL_CERT_FILE"
-        elif status is None:
-            text = f"no answer from {host} ({words}); push again, nothing is sent twice"
-        elif status == 401:
-            text = "the Hub does not know this token; make a new one (hf auth login)"
-        elif status == 412:
-            text = "somebody else committed to the branch meanwhile; look at it, then push again"
-        elif status == 403:
-            text = f"not allowed (403: {words}); use a token that may write, or mend what it says"
-        else:
-            text = f"the Hub refuses (status {status}): {words}"
-        return RefusedError(f"{self.repo}: {text}", status)
+        self._hub.pause(error, num_failures)
 
 
 def uploaded_operation(shard: UploadedShard) -> CommitOperationAdd:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 
+from huggingface_hub.errors import OfflineModeIsEnabled
+
 from alpharl_hub.errors import PushError
+from alpharl_hub.sources.http_routes import host_of
+from alpharl_hub.sources.hub_session import untrusted_certificate
 
 _ADDRESS_QUERY = re.compile(r"\?[^\s'\"<>)]+=[^\s'\"<>)]*")
 
@@ -36,3 +40,23 @@ def one_line(error: BaseException) -> str:
     words = getattr(error, "server_message", None) or str(error) or type(error).__name__
     text = " ".join(_ADDRESS_QUERY.sub("?...", str(words)).split())
     return text if len(text) <= 300 else text[:297] + "..."
+
+
+def refusal(error: Exception, repo: str, endpoint: str) -> RefusedError:
+    """Put the Hub's answer, or the lack of one, into one line: what, why, what next."""
+    status, words, host = status_of(error), one_line(error), host_of(endpoint)
+    if isinstance(error, OfflineModeIsEnabled):
+        text = "HF_HUB_OFFLINE is set; unset it to push"
+    elif (why := untrusted_certificate(error)) is not None:
+        text = f"the certificate of {host} is not trusted ({why}); name its CA in SSL_CERT_FILE"
+    elif status is None:
+        text = f"no answer from {host} ({words}); push again, nothing is sent twice"
+    elif status == 401:
+        text = "the Hub does not know this token; make a new one (hf auth login)"
+    elif status == 412:
+        text = "somebody else committed to the branch meanwhile; look at it, then push again"
+    elif status == 403:
+        text = f"not allowed (403: {words}); use a token that may write, or mend what it says"
+    else:
+        text = f"the Hub refuses (status {status}): {words}"
+    return RefusedError(f"{repo}: {text}", status)

@@ -53,7 +53,8 @@ _POOLED = "all"
 class CompareRequest:
     """Two models and their base, each a repo on the Hub or a folder, as typed.
 
-    `allowed_hosts` as in `RunRequest`. `on_wait` is told when a busy server is waited for, and `stop` ends such a wait early.
+    `allowed_hosts` as in `RunRequest`. `on_wait` is told when a busy server is waited for, and
+    `stop` ends such a wait early.
     """
 
     first: str

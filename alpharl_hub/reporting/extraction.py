@@ -6,88 +6,134 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from alpharl_hub import strict_json
+from alpharl_hub.card.metadata import stated
 from alpharl_hub.manifest import (
     KIND_FACTORS,
     MANIFEST_NAME,
     SCHEMA,
+    CardRecord,
     Manifest,
     RunRecord,
     TensorRecord,
     VersionsRecord,
 )
 from alpharl_hub.output.factor_files import (
-    INDEX_FILE,
-    LOCAL_PLACES,
     FactorWriter,
     MatrixShape,
     factor_runs,
     make_factor_index,
     plan_factor_files,
 )
+from alpharl_hub.output.factor_names import INDEX_FILE, LOCAL_PLACES
 from alpharl_hub.output.folder import (
-    FolderRequest,
     check_disk,
+    check_output,
     publish,
     work_folder_beside,
     write_file,
 )
-from alpharl_hub.output.journal import RESULT_FOLDER, Journal, open_journal
+from alpharl_hub.output.journal import DEFAULT_PARENT, RESULT_FOLDER, Journal, open_journal
 from alpharl_hub.output.shards import DamagedError, OutputFile, ShardWriter
+from alpharl_hub.prediction.destination import PushRequest
 from alpharl_hub.prediction.records import pool_trust, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
+from alpharl_hub.push.finished_folder import read_finished_folder
+from alpharl_hub.push.model_upload import push_finished
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
 from alpharl_hub.results import Extraction
 from alpharl_hub.scope import Scope
+from alpharl_hub.sources.contents import card_text
 from alpharl_hub.trajectory import Trajectory
 from alpharl_hub.version import __version__
 from alpharl_hub.windows.plan import PREDICTED, Window, plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, Reading, find_crew, stream
 
 
+@dataclass(frozen=True)
+class FactorOutput:
+    """Where factors are asked to go: a folder, a repo on a Hub, or both.
+
+    Unfinished work lies in `work_dir`; None: beside the folder, else in a folder of its own.
+    """
+
+    folder: Path | None
+    overwrite: bool = False
+    work_dir: Path | None = None
+    push: PushRequest | None = None
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be taken.
+
+        Raises:
+            WriteError: it is not empty, or no folder.
+        """
+        if self.folder is not None:
+            check_output(self.folder, self.overwrite, self.work_dir)
+
+
 def extract(
     prepared: Prepared,
     run: RunRecord,
     rank: int,
-    output: FolderRequest,
+    output: FactorOutput,
     compute: Compute,
     hooks: Hooks,
 ) -> Extraction:
-    """Factorise every matrix at every step in one reading and write what comes of it.
+    """Factorise every matrix at every step in one reading, and write or push what comes of it.
 
     Raises:
         ResourceError: memory or disk do not suffice; told before anything is read.
         WriteError: the output cannot be written. SourceError, FitError: nothing good was read.
+        PushError: the Hub refuses; what could stop the push is asked before anything is read.
     """
     trajectory = prepared.trajectory
     windows = plan_analysis(prepared.scope.matrices)
     files = plan_factor_files(_shapes(windows), len(trajectory.history), rank)
     crew = find_crew(windows, compute)
     versions = VersionsRecord(__version__, torch.__version__, crew.name)
-    work = output.work_dir or work_folder_beside(output.folder)
+    known_by = _identity(run, versions, rank, windows)
+    work = _work_folder(output, known_by)
     if not (work / RESULT_FOLDER).exists():
         check_disk(work, sum(file.num_bytes for file in files))
-    known_by = _identity(run, versions, rank, windows)
+    push = output.push
+    upload = None if push is None else push.begin(run.private, KIND_FACTORS)
+    pushed = None
     with open_journal(work, known_by, output.folder) as journal:
         reading = crew.reading(hooks)
         results = _read(prepared, windows, files, rank, work, journal, reading)
         manifest = _manifest(prepared, run, versions, rank, results)
         manifest = replace(manifest, warnings=(*manifest.warnings, *reading.moved.notices))
         _add_small_files(work / RESULT_FOLDER, files, manifest, trajectory)
-        publish(work / RESULT_FOLDER, output.folder, output.overwrite)
+        if push is not None and upload is not None:
+            finished = read_finished_folder(work / RESULT_FOLDER)
+            pushed = push_finished(finished, upload, push.repo, push.options.branch)
+        if output.folder is not None:
+            publish(work / RESULT_FOLDER, output.folder, output.overwrite)
     return Extraction(
         schema=SCHEMA,
-        path=str(output.folder),
-        manifest=str(output.folder / MANIFEST_NAME),
+        path=None if output.folder is None else str(output.folder),
+        manifest=str((output.folder or Path()) / MANIFEST_NAME),
         num_matrices=len(results),
         num_bytes=sum(file.num_bytes for file in files),
         warnings=manifest.warnings,
+        url=None if pushed is None else pushed.url,
+        commit=None if pushed is None else pushed.commit,
     )
+
+
+def _work_folder(output: FactorOutput, known_by: Mapping[str, object]) -> Path:
+    if output.work_dir is not None:
+        return output.work_dir
+    if output.folder is not None:
+        return work_folder_beside(output.folder)
+    digest = hashlib.sha256(strict_json.dump(known_by).encode()).hexdigest()
+    return Path(DEFAULT_PARENT) / digest[:16]
 
 
 def _shapes(windows: Sequence[Window]) -> tuple[MatrixShape, ...]:
@@ -167,7 +213,14 @@ def _manifest(
         tensors=factor_records(results, prepared.scope),
         copied_files=(),
         warnings=prepared.notices,
+        card=_card_record(prepared.trajectory),
     )
+
+
+def _card_record(trajectory: Trajectory) -> CardRecord:
+    """Write down what the cards of the run and its base state, for the card of the factors."""
+    run_card = trajectory.card or card_text(trajectory.last)
+    return CardRecord(None, stated(run_card), stated(card_text(trajectory.base)), False)
 
 
 def _add_small_files(

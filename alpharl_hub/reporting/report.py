@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from statistics import StatisticsError, correlation, linear_regression, median
 
 from torch import Tensor
 
 from alpharl_hub.errors import TrajectoryError
-from alpharl_hub.manifest import Manifest, Notice, TrustRecord
+from alpharl_hub.manifest import Notice, TrustRecord
 from alpharl_hub.numerics.factors import Factors, quality_of
 from alpharl_hub.numerics.path import plane_path, rank1_products
-from alpharl_hub.output.factor_files import FactorFolder
+from alpharl_hub.prediction.factor_places import FactorPlace
 from alpharl_hub.prediction.records import pool_trust, share_notice, trust_record
 from alpharl_hub.preparation import Prepared, nearest_middle
 from alpharl_hub.reporting.analysis import MatrixResult, WindowAnalyser
@@ -31,6 +31,9 @@ from alpharl_hub.scope import count_matrices
 from alpharl_hub.windows.devices import choose_devices, fit_workers
 from alpharl_hub.windows.plan import plan_analysis
 from alpharl_hub.windows.streaming import Compute, Hooks, Reading, stream
+
+_READ_AT_ONCE = 8
+"""How many matrices' factors are read at a time: over a network each costs an answer's wait."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def report(
         SourceError, FitError: something cannot be read, or holds NaN.
     """
     num_matrices = count_matrices(prepared.scope.matrices)
-    prepared = quick_sample(prepared) if request.quick else prepared
+    whole, prepared = prepared, quick_sample(prepared) if request.quick else prepared
     trajectory = prepared.trajectory
     clockwork = Clockwork(
         trajectory.steps_T,
@@ -96,21 +99,23 @@ def report(
     )
     described = [found[part.name] for window in windows for part in window.parts]
     notices = (*prepared.notices, *reading.moved.notices)
-    return make_report(described, clockwork, num_matrices, trust, notices)
+    answer = make_report(described, clockwork, num_matrices, trust, notices)
+    return replace(answer, sampled=prepared is not whole)
 
 
-def report_factors(folder: Path, manifest: Manifest, request: ReportRequest) -> SpectralReport:
-    """Describe an extract folder; nothing else is read.
+def report_factors(place: FactorPlace, request: ReportRequest) -> SpectralReport:
+    """Describe extracted factors; nothing else is read.
 
     Raises:
-        SourceError, ManifestError: the folder lacks something.
-        TrajectoryError: it holds fewer triplets than singular values are asked for.
+        SourceError, HeaderError, ManifestError: they lack something, or cannot be read.
+        TrajectoryError: they are fewer triplets than singular values are asked for.
     """
+    manifest = place.read_manifest()
     rank, asked = manifest.rank or 1, request.num_singular_values
     if asked > rank:
         raise TrajectoryError(
-            f"{folder}: {asked} singular values are asked for and {rank} were kept; extract again "
-            f"with --rank {asked}, or ask for {rank}"
+            f"{place.label}: {asked} singular values are asked for and {rank} were kept; extract "
+            f"again with --rank {asked}, or ask for {rank}"
         )
     records = manifest.run.checkpoints
     scores = [record.score for record in records if record.score is not None]
@@ -119,10 +124,14 @@ def report_factors(folder: Path, manifest: Manifest, request: ReportRequest) -> 
         tuple(scores) if len(scores) == len(records) else None,
         manifest.run.score_name,
     )
-    factors = FactorFolder(folder, len(records))
-    described = [
-        describe(name, factors.read(name).truncate(asked), clockwork) for name in factors.names()
-    ]
+    factors = place.open(len(records))
+    names = factors.names()
+    described = []
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        for first in range(0, len(names), _READ_AT_ONCE):
+            some = names[first : first + _READ_AT_ONCE]
+            for name, of_one in zip(some, pool.map(factors.read, some), strict=True):
+                described.append(describe(name, of_one.truncate(asked), clockwork))
     return make_report(described, clockwork, len(described), manifest.trust, manifest.warnings)
 
 
@@ -172,7 +181,7 @@ def make_report(
     return SpectralReport(
         schema=SCHEMA,
         steps=clockwork.steps_T,
-        sampled=len(modules) < num_matrices_in_run,
+        sampled=False,
         score_name=clockwork.score_name,
         modules=modules,
         summary=summary,

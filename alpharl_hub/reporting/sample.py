@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from alpharl_hub.manifest import Notice
 from alpharl_hub.module_names import layer_and_group
 from alpharl_hub.preparation import Prepared, at_positions
 from alpharl_hub.scope import Scope, ScopedTensor
@@ -31,7 +32,13 @@ def quick_sample(prepared: Prepared) -> Prepared:
     places = [steps_T.index(step) for step in spread_evenly(steps_T, NUM_CHECKPOINTS)]
     narrowed = at_positions(prepared, places)
     chosen = _affordable(narrowed.scope.matrices, most_bytes)
-    return replace(narrowed, scope=Scope(chosen, prepared.scope.notices))
+    share = sum(map(_read_bytes, chosen)) / sum(map(_read_bytes, matrices))
+    message = (
+        f"{share:.1%} of the matrices' bytes were read: {len(chosen)} of {len(matrices)} tensors, "
+        f"at {len(places)} of {len(steps_T)} checkpoints"
+    )
+    notices = (*prepared.notices, Notice("quick", message))
+    return replace(narrowed, scope=Scope(chosen, prepared.scope.notices), notices=notices)
 
 
 def _affordable(tensors: Sequence[ScopedTensor], most_bytes: float) -> tuple[ScopedTensor, ...]:

@@ -52,9 +52,11 @@ def choose_base(
         return BaseAnswer("adapter", None, text)
     named = base_model_of_card(source.card_text(listed[-1]) or "")
     if named is None:
+        near = source.base_nearby()
+        hint = f" (there is {near}: --base {near})" if near else ""
         raise TrajectoryError(
             f"{where}: nothing says what the run started from (no step 0, no base_model in its "
-            "card); name it with --base ORG/NAME or --base FOLDER"
+            f"card); name it with --base ORG/NAME or --base FOLDER{hint}"
         )
     return BaseAnswer("card", None, f"hf://{named}")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from urllib.parse import unquote
 
-from alpharl_hub.errors import SourceError, TrajectoryError
+from alpharl_hub.errors import SourceError, TrajectoryError, did_you_mean
 from alpharl_hub.manifest import Notice
 from alpharl_hub.sources import hub_commits, hub_repos
 from alpharl_hub.sources.contents import find_weights_folder
@@ -167,8 +167,9 @@ class HubRun:
 
     def _no_fit(self, kind: str, pattern: str, names: Sequence[str]) -> TrajectoryError:
         listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        near = did_you_mean(pattern, mention_patterns(names))
         return TrajectoryError(
-            f"{self._place}: no {kind} fits {pattern}; there is {listed or 'none at all'}"
+            f"{self._place}: no {kind} fits {pattern}; there is {listed or 'none at all'}{near}"
         )
 
     def _listing_of_refs(self, layout: str, family: Family, refs: Mapping[str, str]) -> Listing:
@@ -210,6 +211,10 @@ class HubRun:
             f"{place}: no step found; say where the number stands, such as "
             f"{place.repo}@step-{PLACEHOLDER} or {place}/checkpoint-{PLACEHOLDER}"
         )
+
+    def base_nearby(self) -> str | None:
+        """Return the branch `base`, where there is one."""
+        return f"{self._place.repo}@base" if "base" in self._refs.branches else None
 
     def look_aside(self, listing: Listing) -> tuple[Notice, ...]:
         """Mention other kinds of steps, and a main that is none of the steps; a request or two."""

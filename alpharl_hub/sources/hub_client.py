@@ -25,7 +25,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its 
     httpx,
 )
 
-from alpharl_hub.errors import SourceError
+from alpharl_hub.errors import SourceError, did_you_mean
 from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_reader import RangeReader, SignedAddress
@@ -173,6 +173,7 @@ class HubClient:
                     raise refusal(error, what, self.has_token(), was_there) from error
                 reason = f"the Hub answered {error.response.status_code}"
                 wait_s = asked_wait_s(error.response.headers)
+                cause: Exception = error
             except httpx.LocalProtocolError as error:
                 # Its own words may hold the token.
                 raise SourceError(
@@ -182,12 +183,13 @@ class HubClient:
             except httpx.RequestError as error:
                 self._require_trust(what, error)
                 reason, wait_s = f"{self._host} is out of reach ({type(error).__name__})", 0.0
+                cause = error
             except OfflineModeIsEnabled as error:
                 raise SourceError(
                     f"{what}: HF_HUB_OFFLINE is set; unset it, or name local folders"
                 ) from error
             num_failures += 1
-            self._patience.pause(what, reason, wait_s, num_failures)
+            self._patience.pause(what, reason, wait_s, num_failures, cause)
 
     @property
     def _host(self) -> str:
@@ -227,7 +229,15 @@ class HubClient:
     def commit_of(self, repo: str, revision: str) -> str:
         """Resolve any revision (also a commit or a pull request) to a full commit."""
         what = f"{repo}@{revision}"
-        sha = self._object(what, f"{repo}/revision/{quote(revision, safe='')}").get("sha")
+        try:
+            answer = self._object(what, f"{repo}/revision/{quote(revision, safe='')}")
+        except SourceError as error:
+            if not isinstance(error.__cause__, RevisionNotFoundError) or repo not in self._refs:
+                raise
+            refs = self._refs[repo]
+            near = did_you_mean(revision, [*refs.branches, *refs.tags])
+            raise SourceError(f"{error}{near}") from error.__cause__
+        sha = answer.get("sha")
         if not sha:
             raise SourceError(f"{what}: the Hub names no commit for it; name another revision")
         return str(sha)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.errors import TrajectoryError, did_you_mean
 from alpharl_hub.manifest import Notice
 from alpharl_hub.sources.hub_client import HubClient, ListedRepo
 from alpharl_hub.sources.hub_uri import RepoPlace, parse_place
 from alpharl_hub.sources.listing import Listing, below, keep_complete
-from alpharl_hub.sources.step_names import PLACEHOLDER, match_pattern
+from alpharl_hub.sources.step_names import PLACEHOLDER, match_pattern, mention_patterns
 from alpharl_hub.trajectory import Checkpoint, StoredFile
 
 LAYOUT = "repos"
@@ -87,4 +87,5 @@ def _no_fit(place: RepoPlace, pattern: str, names: list[str], has_token: bool) -
     hint = "" if has_token else "; private repos need --token or HF_TOKEN"
     return TrajectoryError(
         f"{place}: no repo fits {pattern}; there is {listed or 'none of such a name'}{hint}"
+        f"{did_you_mean(pattern, mention_patterns(names))}"
     )

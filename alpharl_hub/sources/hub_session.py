@@ -212,8 +212,10 @@ def no_hub(url: str, what: str) -> SourceError:
 def untrusted_certificate(error: BaseException) -> str | None:
     """Return why a server's certificate is not trusted, None if that is not what went wrong."""
     cause: BaseException | None = error
-    while cause is not None:
+    seen = set()  # an error that was taken out of its wrapper and raised leads back to itself
+    while cause is not None and id(cause) not in seen:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return cause.verify_message
+        seen.add(id(cause))
         cause = cause.__cause__ or cause.__context__
     return None

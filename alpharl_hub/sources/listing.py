@@ -36,6 +36,10 @@ class RunSource(Protocol):
         """Return the error for a run in which no step was found."""
         ...
 
+    def base_nearby(self) -> str | None:
+        """Return what lies beside the steps under the name `base`, as --base would name it."""
+        ...
+
     def look_aside(self, listing: Listing) -> tuple[Notice, ...]:
         """Mention what lies beside the listed steps and is not read."""
         ...

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 
-from alpharl_hub.errors import SourceError, TrajectoryError
+from alpharl_hub.errors import SourceError, TrajectoryError, did_you_mean
 from alpharl_hub.manifest import MANIFEST_NAME, Notice
 from alpharl_hub.sources.contents import find_weights_folder
 from alpharl_hub.sources.listing import Listing, keep_complete
@@ -16,10 +17,13 @@ from alpharl_hub.sources.step_names import (
     choose_family,
     find_families,
     match_pattern,
+    mention_patterns,
 )
 from alpharl_hub.trajectory import Checkpoint, CheckpointStore, StoredFile
 
 _MAX_CARD_CHARS = 1 << 20
+_NEAR = 0.5
+"""How alike a folder's name must be to be offered for one that is not there: grpo for gprt."""
 
 
 class LocalRun:
@@ -64,8 +68,9 @@ class LocalRun:
         if not family.names:
             raise TrajectoryError(
                 f"{self.root}: no folder fits {self.pattern}; there is {', '.join(names[:5])}"
+                f"{did_you_mean(self.pattern, mention_patterns(names))}"
                 if names
-                else f"{self.root}: no folder fits {self.pattern}; it has no folders"
+                else f"{self.root}: no folder fits {self.pattern}; it has no folders, name another"
             )
         return family
 
@@ -84,6 +89,13 @@ class LocalRun:
             f"{self.text.rstrip('/')}/checkpoint-{PLACEHOLDER}"
         )
 
+    def base_nearby(self) -> str | None:
+        """Return the folder `base` in or beside the run, where one holds weights."""
+        for folder in (self.root / "base", self.root.parent / "base"):
+            if folder.is_dir() and find_weights_folder(LocalFolder(folder).files()) is not None:
+                return spelt_as_folder(folder)
+        return None
+
     def look_aside(self, listing: Listing) -> tuple[Notice, ...]:
         """Say nothing: what lies beside step folders is anybody's."""
         return ()
@@ -100,7 +112,9 @@ class LocalRun:
         """Take the folder `name` below the root (or ".", the root itself) as a step."""
         path = self.root / name
         if not path.is_dir():
-            raise SourceError(f"--at {name}={step}: {path} is no folder")
+            near = near_folder(str(path))
+            hint = f"; did you mean {near}?" if near else "; name one that is there"
+            raise SourceError(f"--at {name}={step}: {path} is no folder{hint}")
         return Checkpoint(step, str(path), None, None, "")
 
     def open_store(self, checkpoint: Checkpoint) -> CheckpointStore:
@@ -141,7 +155,34 @@ def require_folder(path: Path, what: str) -> None:
     if path.is_file():
         raise SourceError(f"{what}: a file; name the folder that it lies in")
     if not path.is_dir():
-        raise SourceError(f"{what}: no such folder; to name a repo, write hf://ORG/NAME")
+        near = near_folder(str(path))
+        hint = f"did you mean {near}? To" if near else "to"
+        raise SourceError(f"{what}: no such folder; {hint} name a repo, write hf://ORG/NAME")
+
+
+def near_folder(text: str) -> str | None:
+    """Return the folder here whose name is most like one that is not there, None without any."""
+    parts = Path(text).parts
+    for count, part in enumerate(parts):
+        parent = Path(*parts[:count])
+        if (parent / part).exists():
+            continue
+        try:
+            found = [path.name for path in parent.iterdir() if path.is_dir()]
+        except OSError:
+            return None
+        near = get_close_matches(part, found, n=1, cutoff=_NEAR)
+        if not near:
+            return None
+        whole = parent.joinpath(near[0], *parts[count + 1 :])
+        return spelt_as_folder(whole if whole.is_dir() else parent / near[0])
+    return None
+
+
+def spelt_as_folder(path: Path) -> str:
+    """Write a path so that it names no repo: Path drops a leading "./"."""
+    text = str(path)
+    return text if text.startswith(("/", ".", "~")) else f"./{text}"
 
 
 def is_local(text: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from alpharl_hub.sources.hub import HubRun, pin_place
 from alpharl_hub.sources.hub_client import HubClient
 from alpharl_hub.sources.hub_uri import parse_place
 from alpharl_hub.sources.listing import Listing, RunSource
-from alpharl_hub.sources.local_run import LocalRun, is_local, pin_folder
+from alpharl_hub.sources.local_run import LocalRun, is_local, near_folder, pin_folder
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.sources.repeats import drop_repeats
 from alpharl_hub.sources.selection import MAX_UNASKED_CHECKPOINTS, select_steps
@@ -104,29 +105,47 @@ class Opener:
         """Open what RUN names."""
         if is_local(text):
             return LocalRun(text)
-        return HubRun(self.client(), parse_place(text))
+        with offering_near_folder(text):
+            return HubRun(self.client(), parse_place(text))
 
     def base(self, text: str) -> tuple[Checkpoint, CheckpointStore]:
         """Open what --base, or a card, names."""
         if is_local(text):
             return pin_folder(text)
-        return pin_place(self.client(), parse_place(text))
+        with offering_near_folder(text):
+            return pin_place(self.client(), parse_place(text))
 
 
-def open_trajectory(request: RunRequest) -> Trajectory:
+@contextmanager
+def offering_near_folder(text: str) -> Iterator[None]:
+    """Where `text` names no repo that can be read, offer the folder that was perhaps meant."""
+    try:
+        yield
+    except SourceError as error:
+        near = near_folder(text) if "@" not in text else None
+        if near is None:
+            raise
+        raise SourceError(f"{error}; did you mean the folder {near}?") from error.__cause__
+
+
+def open_trajectory(request: RunRequest, opener: Opener | None = None) -> Trajectory:
     """Open a run: every checkpoint pinned, selected ones with their headers read.
+
+    `opener`: one that has asked the Hub something before, so that it is not asked again.
 
     Raises:
         SourceError: something cannot be read. TrajectoryError: no steps, two families, no base.
         ScoreError: the scores asked for are not there.
     """
-    opener = Opener(request)
+    opener = opener or Opener(request)
     source = opener.run(request.run)
     listing = _with_extras(source.list_steps(), source, request)
     aside = source.look_aside(listing)
     steps = [_step(c) for c in listing.checkpoints if _step(c) != 0]
     if not steps:
-        raise TrajectoryError(f"{request.run}: step 0 is the base, and there is no other step")
+        raise TrajectoryError(
+            f"{request.run}: step 0 is the base, and there is no other step; name a run with more"
+        )
     selected = select_steps(steps, request.steps, request.until)
     chosen = [c for c in listing.checkpoints if c.step in selected]
     first = [c for c in listing.checkpoints if c.step == 0 and is_adapter(_files(source, c))]
@@ -275,7 +294,10 @@ def _with_extras(listing: Listing, source: RunSource, request: RunRequest) -> Li
     checkpoints = list(listing.checkpoints)
     for name, step in request.at:
         if any(c.step == step for c in checkpoints):
-            raise TrajectoryError(f"--at {name}={step}: the run has a step {step} already")
+            raise TrajectoryError(
+                f"--at {name}={step}: the run has a step {step} already; give another, or leave "
+                "it out"
+            )
         checkpoints.append(source.extra_checkpoint(name, step))
     if not checkpoints:
         raise source.no_steps()
@@ -340,7 +362,9 @@ def _read_scores(path: Path) -> str:
         with path.open(encoding="utf-8") as file:
             return file.read(MAX_TEXT_CHARS + 1)
     except (OSError, UnicodeDecodeError) as error:
-        raise ScoreError(f"{path}: cannot be read as text ({error})") from error
+        raise ScoreError(
+            f"{path}: cannot be read as text ({error}); name a file of scores"
+        ) from error
 
 
 def _logged_scores(request: RunRequest, history: Sequence[CheckpointContents]) -> ScoreTable | None:

@@ -44,8 +44,17 @@ class Patience:
         if self._stop.is_set():
             raise Cancelled
 
-    def pause(self, what: str, reason: str, asked_wait_s: float, num_failures: int) -> None:
+    def pause(
+        self,
+        what: str,
+        reason: str,
+        asked_wait_s: float,
+        num_failures: int,
+        cause: Exception | None = None,
+    ) -> None:
         """Wait after the `num_failures`-th failure in a row, at least as long as the server asks.
+
+        `cause` is what failed, for those who want to know more than the reason.
 
         Raises:
             SourceError: it failed too often, or the server asks for too long a wait.
@@ -56,7 +65,7 @@ class Patience:
             raise SourceError(
                 f"{what}: {reason}, {num_failures} times in a row; "
                 "check the connection or try again later"
-            )
+            ) from cause
         wait_s = max(asked_wait_s, min(2.0 ** (num_failures - 1), _MAX_BACKOFF_S))
         self.tell(wait_s, f"{what}: {reason}")
         self._sleep(wait_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from alpharl_hub.errors import TrajectoryError
+from alpharl_hub.errors import TrajectoryError, did_you_mean
 from alpharl_hub.trajectory import nearest_steps
 
 MAX_UNASKED_CHECKPOINTS = 12
@@ -35,7 +35,8 @@ def select_steps(steps: Sequence[int], spec: str | None, until: str | None) -> t
         chosen = tuple(step for step in chosen if step <= limit)
         if not chosen:
             raise TrajectoryError(
-                f"--until {until} leaves no checkpoint: the first is at step {first}"
+                f"--until {until} leaves no checkpoint: the first is at step {first}; "
+                f"give that or a later one{_meant(until, steps)}"
             )
     if spec is None:
         chosen = spread_evenly(chosen, MAX_UNASKED_CHECKPOINTS)
@@ -84,8 +85,14 @@ def _present(step: int, steps: Sequence[int]) -> int:
     if step not in steps:
         raise TrajectoryError(
             f"--steps: step {step} is not there; its neighbours are {nearest_steps(step, steps)}"
+            f"{_meant(str(step), steps)}"
         )
     return step
+
+
+def _meant(text: str, steps: Sequence[int]) -> str:
+    """Offer a step that has a digit more or less: 1000 for 10000; the others are no neighbours."""
+    return did_you_mean(text, map(str, steps), cutoff=0.85)
 
 
 def _limit(until: str, last: int) -> float:
@@ -100,6 +107,8 @@ def _limit(until: str, last: int) -> float:
         )
     is_share = text.endswith("%") or ("." in text and value <= 1)
     if is_share and value > 1:
-        raise TrajectoryError(f"--until {until}: the share is larger than the whole run")
+        raise TrajectoryError(
+            f"--until {until}: the share is larger than the whole run; give 100% or less"
+        )
     # A share is meant to include the step it falls on: 40% of 30 is 12, not 11.999.
     return value * last * (1 + 1e-9) if is_share else value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from alpharl_hub.errors import ResourceError
+from alpharl_hub.errors import ResourceError, did_you_mean
 from alpharl_hub.windows.plan import Window, peak_memory_bytes
 
 CPU = "cpu"
@@ -20,6 +20,7 @@ OutOfDeviceMemory = torch.OutOfMemoryError
 """What torch raises when the memory of a GPU does not suffice; on the CPU it has another error."""
 
 _MAX_CPU_WORKERS = 4
+_KNOWN_DEVICES = (CPU, "cuda", *(f"cuda:{i}" for i in range(16)))
 
 
 @contextmanager
@@ -62,14 +63,20 @@ def _checked(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ResourceError(f"--devices {name}: no device; write cpu or cuda:0") from error
+        meant = did_you_mean(name.lower().replace("gpu", "cuda"), _KNOWN_DEVICES)
+        raise ResourceError(f"--devices {name}: no device; write cpu or cuda:0{meant}") from error
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise ResourceError(f"--devices {name}: {count} CUDA devices are visible here")
+            there = f"cuda:0 to cuda:{count - 1}" if count else "cpu"
+            raise ResourceError(
+                f"--devices {name}: {count} CUDA devices are visible here; write {there}"
+            )
         return f"cuda:{device.index or 0}"
     if device.type != "cpu":
-        raise ResourceError(f"--devices {name}: only cpu and cuda devices are supported")
+        raise ResourceError(
+            f"--devices {name}: only cpu and cuda devices are supported; write cpu or cuda:0"
+        )
     return "cpu"
 
 
@@ -91,8 +98,8 @@ def fit_workers(
             return Workers(tuple(devices[:count]), peak)
     minimum = peak_memory_bytes(windows, 1, num_deltas_held, num_outputs)
     raise ResourceError(
-        f"--memory {memory_bytes}: the largest tensors need {minimum / 1e9:.3g} GB at the least "
-        f"(--memory {-(-minimum // 10**6)}MB)"
+        f"--memory {(memory_bytes or 0) / 1e6:g}MB: the largest tensors need at least "
+        f"{minimum / 1e9:.3g} GB; give --memory {-(-minimum // 10**6)}MB or more"
     )
 
 

@@ -24,6 +24,7 @@ from alpharl_hub.scores.learning_rates import read_learning_rates, read_schedule
 from alpharl_hub.scores.table import parse_scores, scores_from_trainer_state
 from alpharl_hub.sources.base_choice import base_of_adapter
 from alpharl_hub.sources.contents import open_contents
+from alpharl_hub.sources.local import LocalFolder
 from alpharl_hub.trajectory import Checkpoint, CheckpointContents, StoredFile
 
 MAX_LINE_CHARS = 2000
@@ -139,7 +140,7 @@ def _in_folder(name: str, read: Callable[[Path], object]) -> Callable[[bytes], o
 
 def read_factors(folder: Path) -> object:
     """The factors of a folder of `extract`, of two checkpoints."""
-    factors = FactorFolder(folder, 2)
+    factors = FactorFolder(LocalFolder(folder), str(folder), 2)
     return [factors.read(name) for name in factors.names()]
 
 

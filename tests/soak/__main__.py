@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.soak.stress import MIN_SLOPE_MINUTES, Looped, loop_under_faults
+from tests.soak.stress import Looped, loop_under_faults
 from tests.soak.strikes import strike_all
 
 MAX_SLOPE_MB_PER_MINUTE = 1.0
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def _text(looped: Looped) -> str:
-    judged = "" if looped.minutes >= MIN_SLOPE_MINUTES else " (too short to be judged)"
+    judged = "" if looped.is_judged else " (too short to be judged)"
     seen = "; ".join(_held(what, looped) for what in ("descriptors", "threads"))
     return (
         f"loop: {looped.rounds} rounds of {looped.num_commands} commands in "

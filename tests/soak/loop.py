@@ -21,13 +21,13 @@ import torch
 from alpharl_hub import strict_json
 from alpharl_hub.backtesting.backtest import BacktestOptions
 from alpharl_hub.backtesting.from_run import backtest_run
-from alpharl_hub.output.folder import FolderRequest
 from alpharl_hub.pipeline import extract_run, inspect_run, predict_run, report_run
 from alpharl_hub.prediction.destination import Destination, PushRequest
 from alpharl_hub.prediction.setting import PredictOptions
 from alpharl_hub.prediction.targets import TargetOptions
 from alpharl_hub.preparation import ScopeOptions
 from alpharl_hub.push.model_upload import HubAccess, PushHooks, PushOptions, push_folder
+from alpharl_hub.reporting.extraction import FactorOutput
 from alpharl_hub.reporting.report import ReportRequest
 from alpharl_hub.sources.opening import RunRequest
 from alpharl_hub.windows.streaming import Compute, Hooks
@@ -84,7 +84,7 @@ class Loop:
         return _digest_of(report_run(self._request, SCOPE, ReportRequest(), COMPUTE, Hooks()))
 
     def _extract(self) -> str:
-        output = FolderRequest(self._folder / "factors", True, None)
+        output = FactorOutput(self._folder / "factors", True, None)
         extract_run(self._request, SCOPE, 1, output, COMPUTE, Hooks())
         return folder_digest(output.folder)
 
@@ -111,11 +111,11 @@ class Loop:
         """Write here what was last pushed without being written here."""
         self._predict_at(TARGET_STEP + self.round - 1, Destination(self._folder / "last"))
 
-    def run(self, seconds: float) -> list[Sample]:
-        """Go round until the time is over, at least twice."""
+    def run(self, seconds: float, min_rounds: int) -> list[Sample]:
+        """Go round until the time is over, and so often at least."""
         samples: list[Sample] = []
         started_s = time.monotonic()
-        while self.round < 2 or time.monotonic() - started_s < seconds:
+        while self.round < min_rounds or time.monotonic() - started_s < seconds:
             for name, command in self.commands().items():
                 digest = command()
                 if digest is not None:
@@ -185,6 +185,7 @@ def main() -> None:
     """Loop, and write what was seen as JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--rounds", type=int, required=True, help="at least")
     parser.add_argument("--steps", required=True)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--answer", type=Path, required=True)
@@ -194,7 +195,7 @@ def main() -> None:
     work.mkdir(parents=True)
     os.chdir(work)
     loop = Loop(work, options.steps)
-    samples = loop.run(options.seconds)
+    samples = loop.run(options.seconds, options.rounds)
     document = {
         "rounds": loop.round,
         "samples": [asdict(one) for one in samples],
