@@ -54,6 +54,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *(
             "prediction.survey",
             "prediction.window_work",
+            "prediction.adapter_delivery",
             "prediction.adapter_work",
             "executors.ray",
         ),
