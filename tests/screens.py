@@ -147,15 +147,22 @@ def environment(**changes: str) -> dict[str, str]:
 
 def show_on_terminal(words: Sequence[str], width: int, where: Path, **changes: str) -> str:
     """Return what a command sends to a terminal of xterm's 256 colours, stderr included."""
+    command = [sys.executable, "-m", "alpharl_hub", *words]
+    sent = run_on_terminal(command, width, where, PYTHONIOENCODING="utf-8", **changes)
+    return sent.replace("\r\n", "\n")
+
+
+def run_on_terminal(command: Sequence[str], width: int, where: Path, **changes: str) -> str:
+    """Return what a program sends to a real pseudo-terminal of a width."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     subprocess.run(
-        [sys.executable, "-m", "alpharl_hub", *words],
-        stdin=subprocess.DEVNULL,
+        command,
+        stdin=slave,
         stdout=slave,
         stderr=slave,
         cwd=where,
-        env=environment(TERM="xterm-256color", PYTHONIOENCODING="utf-8", **changes),
+        env=environment(TERM="xterm-256color", **changes),
         check=True,
     )
     os.close(slave)
@@ -167,4 +174,4 @@ def show_on_terminal(words: Sequence[str], width: int, where: Path, **changes: s
         pass  # Linux answers EIO where others answer with the end of the file.
     finally:
         os.close(master)
-    return sent.decode().replace("\r\n", "\n")
+    return sent.decode()

@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,8 @@ from hub_fixtures import (
     Commands,
     add_base,
     add_branches,
-    commands_for,
     files_of,
-    served_hub,
 )
-from huggingface_hub import close_session
 from trajectories import (
     EMBEDDING,
     Q_PROJ,
@@ -38,21 +35,6 @@ from alpharl_hub.local_hub import LocalHub
 STEPS = (10, 20, 30, 40)
 LINE = rank_one_line()
 SINGLE = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A Hub for all tests of this file."""
-    with served_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-    close_session()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory, hub: LocalHub) -> Iterator[Commands]:
-    """Commands against that Hub."""
-    with commands_for(tmp_path_factory.mktemp("commands"), hub) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hub_fixtures import ALICE, Commands, commands_for, files_of, served_hub
-from huggingface_hub import close_session
+from hub_fixtures import ALICE, Commands, files_of
 from manifest_maker import checkpoint, manifest, run
 from trajectories import (
     NORM,
@@ -290,21 +288,6 @@ def test_the_screen_gives_the_answer_first(folders: dict[str, Path]) -> None:
     plain = succeed("compare", *arguments).stdout
     assert "with --base the distance" in " ".join(plain.split())
     assert "cosine" not in plain
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A Hub for this file."""
-    with served_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-    close_session()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory, hub: LocalHub) -> Iterator[Commands]:
-    """Commands against that Hub."""
-    with commands_for(tmp_path_factory.mktemp("commands"), hub) as found:
-        yield found
 
 
 def test_models_on_a_hub_are_those_of_folders(

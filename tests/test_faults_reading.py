@@ -38,10 +38,8 @@ from hub_fixtures import (
     add_branches,
     commands_for,
     files_of,
-    served_hub,
     wide_line,
 )
-from huggingface_hub import close_session
 from local_hub_helpers import ask
 from trajectories import Run, digest, rank_one_line, with_method, write_run
 
@@ -68,26 +66,11 @@ def _own_network(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A Hub for all tests of this file."""
-    with served_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-    close_session()
-
-
 @pytest.fixture(autouse=True)
 def calm(hub: LocalHub) -> None:
     """Start every test without faults and with an empty log."""
     hub.clear_faults()
     hub.clear_log()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory, hub: LocalHub) -> Iterator[Commands]:
-    """Commands that find this Hub."""
-    with commands_for(tmp_path_factory.mktemp("commands"), hub) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Runs with a commit or a repo for every step, read over real HTTP by real commands."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,8 @@ from hub_fixtures import (
     add_branches,
     commands_for,
     files_of,
-    served_hub,
 )
-from huggingface_hub import HfApi, close_session
+from huggingface_hub import HfApi
 from trajectories import Run, digest, rank_one_line, write_run
 
 from alpharl_hub.local_hub import LocalHub
@@ -24,25 +23,10 @@ from alpharl_hub.local_hub import LocalHub
 STEPS = (10, 20, 30, 40)
 
 
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A Hub for all tests of this file; every test has repos of its own."""
-    with served_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-    close_session()
-
-
 @pytest.fixture(autouse=True)
 def calm(hub: LocalHub) -> None:
     """Start every test with an empty log."""
     hub.clear_log()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory, hub: LocalHub) -> Iterator[Commands]:
-    """Commands with an empty cache."""
-    with commands_for(tmp_path_factory.mktemp("commands"), hub) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,9 @@ from hub_fixtures import (
     add_branches,
     commands_for,
     files_of,
-    served_hub,
     wide_line,
 )
-from huggingface_hub import close_session, snapshot_download
+from huggingface_hub import snapshot_download
 from local_hub_helpers import ask
 from trajectories import (
     EMBEDDING,
@@ -43,14 +42,6 @@ from alpharl_hub.local_hub import Fault, LocalHub, RequestRecord
 
 STEPS = (10, 20, 30, 40)
 LARGEST_ANSWER_BYTES = 64 << 20
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A Hub for all tests of this file; every test has repos of its own."""
-    with served_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-    close_session()
 
 
 @pytest.fixture(autouse=True)

@@ -4,32 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_fixtures import Commands, commands_for, files_of, served_hub
-from huggingface_hub import close_session
+from hub_fixtures import Commands, files_of
 from lora_models import write_adapters, write_base
 
 from alpharl_hub.local_hub import LocalHub
 
 STEPS = (10, 20, 40)
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A Hub for all tests of this file."""
-    with served_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-    close_session()
-
-
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory, hub: LocalHub) -> Iterator[Commands]:
-    """Commands with an empty cache."""
-    with commands_for(tmp_path_factory.mktemp("commands"), hub) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_fixtures import ALICE, Commands, add_base, add_branches, commands_for, served_hub
-from huggingface_hub import close_session
+from hub_fixtures import ALICE, Commands, add_base, add_branches, commands_for
 from trajectories import rank_one_line, write_run
 
 from alpharl_hub.cli.causes import causes_of, without_secrets
@@ -16,14 +15,6 @@ from alpharl_hub.errors import did_you_mean
 from alpharl_hub.local_hub import LocalHub
 
 STEPS = (100, 200, 300, 400)
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalHub]:
-    """A Hub for all tests of this file."""
-    with served_hub(tmp_path_factory.mktemp("hub")) as served:
-        yield served
-    close_session()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """What people see: consoles, and the screen of an inspection."""
 
-import os
-import pty
 import re
 import shlex
 import subprocess
@@ -12,7 +10,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from screens import GROUPS, HOSTILE, HOSTILE_SHOWN, assert_fits, render, section
+from screens import (
+    GROUPS,
+    HOSTILE,
+    HOSTILE_SHOWN,
+    assert_fits,
+    environment,
+    render,
+    run_on_terminal,
+    section,
+)
 
 from alpharl_hub.cli.inspect_screen import (
     fold_steps,
@@ -92,33 +99,9 @@ for console in (data_console(), notes_console()):
 """
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a child: this one's without what speaks of terminals."""
-    told = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TERM", "PYTHONIOENCODING")
-    return {k: v for k, v in os.environ.items() if k not in told} | changes
-
-
 def run_in_terminal(**changes: str) -> str:
-    """Return what SCRIPT sends to a real pseudo-terminal."""
-    master, slave = pty.openpty()
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env=environment(TERM="xterm-256color", **changes),
-        check=True,
-    )
-    os.close(slave)
-    sent = b""
-    try:
-        while block := os.read(master, 65536):
-            sent += block
-    except OSError:
-        pass  # Linux answers EIO where others answer with the end of the file.
-    finally:
-        os.close(master)
-    return sent.decode()
+    """Return what SCRIPT sends to a terminal of 100 columns."""
+    return run_on_terminal([sys.executable, "-c", SCRIPT], 100, Path.cwd(), **changes)
 
 
 @pytest.mark.parametrize(("columns", "width"), [(None, 80), ("100", 100), ("wide", 80)])
@@ -139,9 +122,9 @@ def test_a_pipe_gets_plain_text(columns: str | None, width: int) -> None:
 
 def test_a_terminal_gets_styles_at_its_own_width_and_none_with_no_color() -> None:
     """A real terminal is bold and red; NO_COLOR takes every escape away, bold included."""
-    styled = run_in_terminal(COLUMNS="100")
+    styled = run_in_terminal()
     assert "\x1b[1;31m" + "w" * 100 + "\x1b[0m" in styled
-    plain = run_in_terminal(COLUMNS="100", NO_COLOR="1")
+    plain = run_in_terminal(NO_COLOR="1")
     assert "\x1b" not in plain
     assert "w" * 100 + "\r\n" in plain
 
