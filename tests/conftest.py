@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hub_fixtures import Commands, commands_for, served_hub
 from huggingface_hub.utils import close_session
 
 from alpharl_hub.local_hub import LocalHub
+
+# Commands run with homes of their own, in which matplotlib would look for all fonts anew.
+os.environ.setdefault("MPLCONFIGDIR", str(Path(tempfile.gettempdir()) / "alpharl-matplotlib"))
 
 
 @pytest.fixture(scope="module")

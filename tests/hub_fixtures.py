@@ -90,7 +90,7 @@ class Done:
 
 _FORKING_SCRIPT = """
 import json, os, resource, runpy, signal, sys, traceback
-import alpharl_hub.cli, alpharl_hub.pipeline
+import alpharl_hub.cli, alpharl_hub.pipeline, matplotlib.figure
 
 print("ready", flush=True)
 for line in sys.stdin:

@@ -592,15 +592,6 @@ FATAL = {
         Fault("/tree/", "status", status=429, headers=(("Retry-After", "3600"),)),
         "asks to wait 3600 s",
     ),
-    "whole file": (
-        Fault(".safetensors", "ignore_range", origin="storage"),
-        "sent the whole file instead of a part",
-    ),
-    "another part": (
-        Fault(".safetensors", "wrong_range", origin="storage"),
-        "sent another part of the file",
-    ),
-    "compressed": (Fault(".safetensors", "gzip", origin="storage"), "sent compressed bytes"),
     "no JSON": (Fault("/refs", "flip"), "does not answer as a Hub does; check HF_ENDPOINT"),
     "no JSON of a repo": (Fault("/api/models/lab/base", "flip", skip=2), "check HF_ENDPOINT"),
     "refused": (Fault("/refs", "status", status=403), "refused by the Hub (status 403)"),
