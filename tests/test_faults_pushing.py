@@ -581,7 +581,8 @@ def test_a_prediction_that_is_pushed_in_pieces(
     hub.add_fault(batch)
     failed = commands.run(*words)
     assert (failed.code, failed.stdout) == (1, "")
-    assert WORDS in failed.stderr.splitlines()[-1]
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("Error: ")]
+    assert WORDS in line
     assert re.search(r"waiting 1 s: alice/model: localhost:\d+ answered 503\n", failed.stderr)
     kept = {path: path.read_bytes() for path in commands.folder.rglob("*") if path.is_file()}
     assert [path for path in kept if path.name == "journal.jsonl"]

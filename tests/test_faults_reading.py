@@ -136,9 +136,12 @@ def read_file(store: HubFolder, name: str = "model.safetensors", size: int | Non
 
 
 def one_line(done: Done) -> str:
-    """The one line that a command failed with, below what -v has told."""
+    """The one line that a command failed with, between what -v has told and its causes."""
     assert (done.code, done.stdout) == (1, ""), done.stderr
-    *told, line = done.stderr.splitlines()
+    lines = done.stderr.splitlines()
+    while lines[-1].startswith("  because of "):
+        del lines[-1]
+    *told, line = lines
     assert line.startswith("Error: "), done.stderr
     assert not [words for words in told if words.startswith(("Error", "Traceback"))]
     return line

@@ -257,6 +257,7 @@ def test_run_below_trainer_folders_gives_a_flat_model(tmp_path: Path) -> None:
     assert names == {
         "README.md",
         "alpharl.json",
+        "alpharl-evidence.png",
         "config.json",
         "model-00001-of-00002.safetensors",
         "model-00002-of-00002.safetensors",

@@ -26,6 +26,7 @@ from trajectories import write_run
 import alpharl_hub
 from alpharl_hub.cli.progress import Pace
 from alpharl_hub.cli.running import Progress
+from alpharl_hub.cli.terminal import human_bytes
 from alpharl_hub.local_hub import LocalHub, child_environment
 from alpharl_hub.windows.streaming import WorkCounter
 
@@ -210,11 +211,11 @@ def test_log_lines(capsys: pytest.CaptureFixture[str]) -> None:
     now[0] += 30
     progress(5 * 10**8, 10**9)
     assert capsys.readouterr().err.splitlines() == [
-        "read 300 MB of 2.00 GB (15 %), about 2 min 50 s left",
-        "read 600 MB of 2.00 GB (30 %), about 2 min 20 s left",
-        "read 900 MB of 2.00 GB (45 %), about 1 min 50 s left",
+        "read 300 MB of 2.00 GB (15 %), 10.0 MB/s, about 2 min 50 s left",
+        "read 600 MB of 2.00 GB (30 %), 10.0 MB/s, about 2 min 20 s left",
+        "read 900 MB of 2.00 GB (45 %), 10.0 MB/s, about 1 min 50 s left",
         "all 2.00 GB read (99 %), the rest is under way",
-        "next reading: read 500 MB of 1.00 GB (50 %), about 30 s left",
+        "next reading: read 500 MB of 1.00 GB (50 %), 16.7 MB/s, about 30 s left",
     ]
 
 
@@ -256,4 +257,28 @@ def test_bar_on_a_terminal(tmp_path: Path, size: tuple[int, int]) -> None:
     bar, _, after = shown.rpartition("the rest is under way")
     assert "|####################| all 12.6 MB read (99 %), " in bar
     assert "|" not in after
-    assert "read" not in after
+    assert re.search(r"read 12\.6 MB in \d+ s; (\d+) MB of memory at most", after)
+
+
+def test_a_summary_says_what_was_read_in_all(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two readings of 2 and 1 GB, of the second of which a fifth was done before, in 50 s."""
+    now = [100.0]
+    progress = Progress(False, lambda: now[0])
+    for second, done, total in ((0, 0, 20), (30, 20, 20), (30, 2, 10), (50, 10, 10)):
+        now[0] = 100.0 + second
+        progress(done * 10**8, total * 10**8)
+    capsys.readouterr()
+    progress.summarise()
+    found = capsys.readouterr().err
+    assert found.startswith("read 2.80 GB in 50 s (56.0 MB/s); ")
+    peak = int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+    assert human_bytes(1024 * peak) in found
+
+
+def test_nothing_is_summed_up_where_nothing_was_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor with --quiet."""
+    Progress(False).summarise()
+    silent = Progress(True)
+    silent(10, 10)
+    silent.summarise()
+    assert capsys.readouterr().err == ""

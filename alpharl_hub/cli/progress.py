@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from alpharl_hub.cli.terminal import human_bytes, human_duration
 
@@ -73,11 +74,21 @@ def _rate(num_bytes: int, elapsed_s: float) -> str:
 def peak_memory_bytes() -> int | None:
     """Return the most memory that this process ever had; None where the system does not tell.
 
-    Linux counts in kB, macOS in bytes: https://man7.org/linux/man-pages/man2/getrusage.2.html
+    On Linux not getrusage: it begins with the size of whatever process started this one, and a
+    notebook or a test run may be large.
     """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return _peak_by_rusage()
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else None
+
+
+def _peak_by_rusage() -> int | None:
+    """Ask as macOS allows, which counts in bytes."""
     try:
         import resource
     except ImportError:  # Windows has none
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
