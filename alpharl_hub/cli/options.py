@@ -224,7 +224,7 @@ def output_options(command: Command) -> Command:
     return add_options(
         (
             click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout."),
-            click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
+            click.option("-q", "--quiet", is_flag=True, help="No progress, notes or warnings."),
             click.option("-v", "--verbose", is_flag=True, help="Say more, retries included."),
         ),
         command,
