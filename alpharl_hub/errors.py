@@ -17,12 +17,14 @@ Errors of other libraries are converted where they enter the package. Built-in e
 converted: a bug must look like a bug.
 """
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from itertools import islice
 
 _MAX_COMPARED = 2000
 _MAX_COMPARED_CHARS = 100
+_LAST_NUMBER = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
 
 
 def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.75) -> str:
@@ -31,8 +33,22 @@ def did_you_mean(given: str, known: Iterable[str], cutoff: float = 0.75) -> str:
     `cutoff`: how alike they must be, from 0 to 1 (difflib.SequenceMatcher.ratio).
     """
     short = [name for name in islice(known, _MAX_COMPARED) if len(name) <= _MAX_COMPARED_CHARS]
-    near = get_close_matches(given[:_MAX_COMPARED_CHARS], short, n=1, cutoff=cutoff)
+    given = given[:_MAX_COMPARED_CHARS]
+    near = _nearest_number(given, short) or get_close_matches(given, short, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def _nearest_number(given: str, known: Iterable[str]) -> list[str]:
+    """Return the name that differs in its last number only, and there the least: of 13 it is 12."""
+    match = _LAST_NUMBER.fullmatch(given)
+    if match is None or not match[1]:
+        return []
+    distances = {
+        name: abs(int(found[2]) - int(match[2]))
+        for name in known
+        if (found := _LAST_NUMBER.fullmatch(name)) and (found[1], found[3]) == (match[1], match[3])
+    }
+    return [min(distances, key=lambda name: distances[name])] if distances else []
 
 
 class AlphaRLError(Exception):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alpharl_hub.errors import TrajectoryError
 from alpharl_hub.methods import AUTO
-from alpharl_hub.prediction.automatic import choose, planned_for
+from alpharl_hub.prediction.automatic import choose, planned_for, probe_cost
 from alpharl_hub.prediction.destination import Destination
 from alpharl_hub.prediction.factor_places import find_factors
 from alpharl_hub.prediction.predict import predict
@@ -59,7 +59,14 @@ def inspect_run(
     def plan_with(some: Prepared) -> Setting:
         subject = trajectory_subject(some, scope)
         settled = planned_for(subject, options)
-        return plan_subject(subject, settled, memory_bytes=compute.memory_bytes)
+        setting = plan_subject(subject, settled, memory_bytes=compute.memory_bytes)
+        num_bytes, num_requests = probe_cost(subject, options)
+        plan = replace(
+            setting.plan,
+            read_bytes=setting.plan.read_bytes + num_bytes,
+            requests=setting.plan.requests + num_requests,
+        )
+        return replace(setting, plan=plan)
 
     setting = plan_with(prepared)
     plan = setting.plan

@@ -97,6 +97,23 @@ def test_it_goes_no_farther_than_the_direction_carries(straight: Run, tmp_path: 
     assert manifest["auto"]["ratio"] == pytest.approx(2.5)
 
 
+def test_a_step_of_the_past_is_refused_as_one(straight: Run, tmp_path: Path) -> None:
+    """Where the run has been there is nothing to choose: one line, before anything is read."""
+    for step, said in (
+        (
+            "45",
+            "step 45 lies before the last checkpoint (80): aim beyond it, or take the run's own "
+            "of step 40 and 50; --force predicts it",
+        ),
+        ("80", "step 80 is the last checkpoint itself: aim beyond it; --force predicts it"),
+    ):
+        done = auto(straight, "--target-step", step, "-o", tmp_path / "out")
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr.splitlines()[-1] == f"Error: auto writes nothing: {said}"
+    forced = auto(straight, "--target-step", "45", "--force", "-o", tmp_path / "out")
+    assert forced.exit_code == 0, forced.output
+
+
 def test_a_turning_run_keeps_its_last_checkpoint(tmp_path: Path) -> None:
     """One line, exit 1, nothing written; the evidence is in the manifest of a forced one."""
     run = write_run(tmp_path, STEPS, course(1.0))

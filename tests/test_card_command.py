@@ -16,7 +16,9 @@ from rich.console import Console
 from trajectories import command, exact_line, fail, succeed, write_run
 
 from alpharl_hub.card.make import EVAL_FILE, PICTURE, CardFacts, card_files
+from alpharl_hub.card.rebuild import rebuild_card
 from alpharl_hub.cli.card import print_card
+from alpharl_hub.errors import ManifestError
 from alpharl_hub.local_hub import LocalHub
 from alpharl_hub.manifest import ScoreRecord, read_manifest
 
@@ -108,6 +110,17 @@ def test_card_of_a_template_asks_for_it_again(output: Path, tmp_path: Path) -> N
     text = (output / "README.md").read_text()
     assert "# The lab's own" in text
     assert "`gsm8k` 0.5" in text
+
+
+def test_a_folder_that_is_not_there(output: Path) -> None:
+    """It is said to be missing, not to lack its alpharl.json; a near one is offered."""
+    with pytest.raises(ManifestError, match=r"oat: no such folder; did you mean .*/out"):
+        rebuild_card(output.with_name("oat"))
+    with pytest.raises(ManifestError, match="nope: no such folder; name a folder that predict"):
+        rebuild_card(output.with_name("nope"))
+    output.with_name("empty").mkdir()
+    with pytest.raises(ManifestError, match=r"empty: has no alpharl\.json"):
+        rebuild_card(output.with_name("empty"))
 
 
 def test_moved_card_stays_where_it_was_moved(output: Path) -> None:

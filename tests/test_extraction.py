@@ -103,6 +103,21 @@ def test_factors_are_those_of_numpy(run: Run, folders: dict[int, Path]) -> None:
             assert u[-1, r][u[-1, r].abs().argmax()] > 0
 
 
+def test_a_rank_above_the_shorter_side_is_filled_up_with_zeros(run: Run, tmp_path: Path) -> None:
+    """The files have as many triplets as asked for; those beyond numpy's values are zero."""
+    succeed("extract", *run.arguments("-o", str(tmp_path / "all"), "--rank", "200"))
+    factors = load_file(tmp_path / "all" / "factors.safetensors")
+    base = load_model(run.base)
+    for name in matrix_names(base):
+        u, sigma, v = (factors[f"{name}.{f}"] for f in ("u", "sigma", "v"))
+        shorter = min(base[name].shape)
+        assert u.shape[:2] == v.shape[:2] == sigma.shape == (len(STEPS), 200)
+        assert not any(bool(part[:, shorter:].any()) for part in (u, sigma, v))
+        delta = as_float64(load_model(run.folder(STEPS[-1]))[name]) - as_float64(base[name])
+        sigma_K = np.linalg.svd(delta, compute_uv=False)
+        np.testing.assert_allclose(sigma[-1, :shorter], sigma_K, rtol=1e-5, atol=1e-6 * sigma_K[0])
+
+
 def test_first_triplets_do_not_depend_on_rank(folders: dict[int, Path]) -> None:
     """The first of three triplets is the only one of rank 1, to the bit."""
     one, three = (load_file(folders[rank] / "factors.safetensors") for rank in (1, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -10,9 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from faulty_network import (
@@ -28,6 +32,7 @@ from huggingface_hub import close_session
 from local_hub_helpers import ask
 from trajectories import Run, model_config, rank_one_line, succeed, write_run
 
+import alpharl_hub
 from alpharl_hub.errors import PushError
 from alpharl_hub.local_hub import Fault, LocalHub, child_environment
 from alpharl_hub.push.hub_target import HubAccess
@@ -601,6 +606,75 @@ def test_a_prediction_that_is_pushed_in_pieces(
         assert "Signature=" not in text
     storage = {r.had_authorization for r in hub.log if r.origin == "storage"}
     assert storage == {False}
+
+
+_ONE_AFTER_THE_OTHER = """
+import json, sys
+from alpharl_hub.cli import main
+
+for words in json.loads(sys.argv[1]):
+    main(words, standalone_mode=False)
+"""
+
+
+def test_only_what_is_needed_is_asked_of_the_hub(
+    hub: LocalHub, predicted: Path, tmp_path: Path
+) -> None:
+    """The client's own list of agents, which it gets without any limits, is asked for by nobody.
+
+    As a user has it: nothing is cached, and no variable turns the client's telemetry off. The
+    commands share a process, because the client looks only once in each.
+    """
+    wide_run(hub, tmp_path / "in")
+    run = ["lab/run", "--base", "lab/base"]
+    out = str(tmp_path / "out")
+    commands = [
+        ["inspect", *run],
+        ["predict", *run, "--target-step", "60", "--method", "alpharl", "-o", out],
+        ["card", out],
+        ["push", str(predicted), REPO],
+        ["extract", *run, "--push-to", "alice/run-factors"],
+    ]
+    home = tmp_path / "home"
+    environment = child_environment(hub.endpoint, home, ALICE)
+    del environment["HF_HUB_DISABLE_TELEMETRY"]
+    done = subprocess.run(
+        [sys.executable, "-c", _ONE_AFTER_THE_OTHER, json.dumps(commands)],
+        env={**environment, "PYTHONPATH": str(Path(alpharl_hub.__file__).parents[1])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert hub.read_file(REPO, "README.md")
+    assert hub.read_file("alice/run-factors", "README.md")
+    assert {r.method for r in hub.log if r.origin == "api"} >= {"GET", "HEAD", "POST"}
+    assert [r.path for r in hub.log if "agent" in r.path] == []
+
+
+@pytest.mark.parametrize("step", ["whoami", "preparing", "batch", "checking the card"])
+@pytest.mark.parametrize("token", ["hf_" + "aB3" * 11, "company/key+42=="])
+def test_a_token_that_the_hub_echoes_is_not_shown(
+    predicted: Path, tmp_path: Path, step: str, token: str
+) -> None:
+    """In no line, cause or traceback, as it is, percent-encoded, or in base64 behind a name."""
+    match, method = STEPS_OF_A_PUSH[step]
+    basic = b64encode(f"alice:{token}".encode()).decode()
+    words = f"you sent {token} and {quote(token, safe='')} and {basic}"
+    with LocalHub(tmp_path / "hub", {token: "alice"}) as hub:
+        pushing = Pushing(hub, predicted)
+        for headers, text in (
+            ((("X-Error-Message", words),), ""),
+            ((), json.dumps({"error": words})),
+        ):
+            hub.clear_faults()
+            hub.add_fault(Fault(match, "status", 9, 418, headers, text, method=method))
+            with pytest.raises(PushError) as caught:
+                pushing(token=token)
+            assert "you sent *** and *** and " in str(caught.value)
+            told = "".join(traceback.format_exception(caught.value))
+            for secret in (token, quote(token, safe=""), basic[-12:]):
+                assert secret not in told
 
 
 def test_all_waits_of_a_push_are_told_at_v(

@@ -7,12 +7,15 @@ import ctypes
 import gzip
 import hashlib
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
+import traceback
+from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import accumulate
@@ -882,6 +885,74 @@ def test_an_output_that_turned_read_only(
 
 
 # -- what is said --------------------------------------------------------------------------------
+
+
+TOKENS = ["hf_" + "aB3" * 11, "company/key+42=="]
+ECHOES = {
+    "header": lambda words: ({"X-Error-Message": words}, b""),
+    "JSON": lambda words: ({}, json.dumps({"error": words}).encode()),
+    "escaped": lambda words: (
+        {},
+        b'{"errors": [{"message": "%s"}]}' % "".join(f"\\u{ord(c):04x}" for c in words).encode(),
+    ),
+    "text": lambda words: ({"Content-Type": "text/plain"}, words.encode()),
+}
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("place", ECHOES)
+def test_a_token_that_the_hub_echoes_is_not_shown(connect: Connect, place: str, token: str) -> None:
+    """In no line, cause or traceback, as it is, percent-encoded, or in base64 behind a name."""
+    encoded = "".join(f"%{ord(char):02x}" for char in token)
+    basic = [b64encode(f"{name}:{token}".encode()).decode() for name in ("a", "ab", "abc")]
+    headers, body = ECHOES[place](" and ".join([f"you sent {token}", encoded, *basic]))
+    refused = pytest.raises(SourceError)
+    with listening(lambda number: (418, headers, body)) as other, refused as caught:
+        connect(token, endpoint=other.url).refs("lab/run")
+    assert other.requests[0][1]["authorization"] == f"Bearer {token}"
+    assert "(status 418): you sent *** and *** and " in str(caught.value)
+    told = "".join(traceback.format_exception(caught.value))
+    assert "HfHubHTTPError" in told
+    for secret in (token, encoded, *(text[-12:] for text in basic)):
+        assert secret not in told
+
+
+def test_an_echoed_token_is_not_shown_by_a_command(
+    hub: LocalHub, commands: Commands, run: Run
+) -> None:
+    """Neither by the one line nor by its causes at -v; the server's other words are."""
+    token = TOKENS[0]
+    echo = (("X-Error-Message", f"no tea: you sent Bearer {token}"),)
+    hub.add_fault(Fault("/refs", "status", status=418, headers=echo, times=9))
+    done = commands.run("inspect", "lab/run", "-v", token=token)
+    assert "(status 418): no tea: you sent *** injected fault" in one_line(done)
+    assert "because of HfHubHTTPError: " in done.stderr
+    assert token not in done.stderr
+
+
+def test_an_echoed_token_is_not_in_the_log(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client logs what the Hub warns of, once per topic, also where all went well."""
+    headers = {"X-HF-Warning": f"echo; you sent {TOKENS[1]}"}
+    logger = logging.getLogger("huggingface_hub")
+    logger.addHandler(caplog.handler)
+    try:
+        with listening(lambda number: (200, headers, b"{}")) as other:
+            connect(TOKENS[1], endpoint=other.url).facts("lab/run")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"you sent ***"}
+
+
+def test_a_long_refusal_takes_no_long_time(connect: Connect) -> None:
+    """A text made to be searched for secrets again from each of its letters is read in a moment."""
+    body = b"?" * 200_000 + b"hf_" * 100_000 + b"//" * 100_000
+    with listening(lambda number: (418, {"Content-Type": "text/plain"}, body)) as other:
+        start_s = time.monotonic()
+        with pytest.raises(SourceError, match="status 418"):
+            connect("hf_" * 10, endpoint=other.url).refs("lab/run")
+        assert time.monotonic() - start_s < 10
 
 
 @pytest.mark.parametrize("variables", [{}, {"ALPHARL_DEBUG": "1", "HF_DEBUG": "1"}])

@@ -164,7 +164,6 @@ RUNS = {
     "lab/padded": ("branches", "step_{step}"),
     "lab/padded@step_{step}": ("branches", "step_{step}"),
     "hf://lab/padded": ("branches", "step_{step}"),
-    "https://huggingface.co/lab/padded": ("branches", "step_{step}"),
     "ENDPOINT/lab/padded": ("branches", "step_{step}"),
     "ENDPOINT/lab/padded/tree/step_{step}": ("branches", "step_{step}"),
     "lab/open-r1": ("branches", "main-step-{step}"),

@@ -161,6 +161,18 @@ def test_inspection_needs_no_target(run: Run) -> None:
     assert inspect(run)["plan"] == inspect(run, *TARGET)["plan"]
 
 
+def test_the_look_that_auto_takes_is_counted(run: Run) -> None:
+    """Before it predicts auto reads base, middle and last checkpoint of the matrices."""
+    named = inspect(run, *TARGET, "--method", "ols", "--fit-last", "3", "--anchor", "last")["plan"]
+    plan = inspect(run, *TARGET, "--method", "auto")["plan"]
+    matrices = matrix_names(load_model(run.base))
+    folders = (run.base, run.folder(24), run.folder(40))
+    looked_at = sum(stored_bytes(folder, matrices) for folder in folders)
+    assert plan["read_bytes"] == named["read_bytes"] + looked_at
+    assert plan["requests"] > named["requests"]
+    assert plan["output_bytes"] == named["output_bytes"]
+
+
 MANY_STEPS = tuple(range(10, 160, 10))
 
 

@@ -29,9 +29,11 @@ def test_hub_in_a_process_of_its_own(tmp_path: Path, how: str) -> None:
         hub.add_commit("alice/model", files={"config.json": CONFIG}, private=True)
     command = [sys.executable, "-m", "alpharl_hub.local_hub", "--root", str(root)]
     command += ["--token", f"{ALICE}=alice", "--org", "lab=alice", "--rate", "1e6"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdin is not None
         assert process.stdout is not None
+        assert process.stderr is not None
         endpoint = json.loads(process.stdout.readline())["endpoint"]
         url = f"{endpoint}/api/models/alice/model"
         rule = {"match": "", "kind": "status", "status": 500, "headers": [["X-A", "b"]]}
@@ -50,6 +52,23 @@ def test_hub_in_a_process_of_its_own(tmp_path: Path, how: str) -> None:
         else:
             process.stdin.close()
         assert process.wait(timeout=10) == 0
+        note = b"" if how == "SIGTERM" else b"standard input has ended: the Hub stops\n"
+        assert process.stderr.read() == note
+
+
+def test_help_says_what_a_first_user_must_know() -> None:
+    """Every option is explained, and so are the end of the input and what clients need."""
+    command = [sys.executable, "-m", "alpharl_hub.local_hub", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    text = " ".join(done.stdout.split())
+    for words in (
+        "HF_ENDPOINT=",
+        "HF_HUB_DISABLE_XET=1",
+        "standard input ends",
+        "lets its bearer act as this user",
+        "who may write to its repos",
+    ):
+        assert words in text, words
 
 
 def test_child_environment_keeps_nothing_of_the_users_hub_settings(tmp_path: Path) -> None:

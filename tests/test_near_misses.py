@@ -58,16 +58,23 @@ CASES = {
     "branches and tags; did you mean step_100?",
     "report lab/run --base lab/base@mian": "did you mean main?",
     "report lab/run --base lab/base --at step_4000=4000": "did you mean step_400?",
+    "report lab/run@step_130 --base lab/base": "did you mean step_100?",
+    "report lab/run@step_290 --base lab/base": "did you mean step_300?",
     "report lab/run@stp_{step} --base lab/base": "did you mean step_{step}?",
     "report ./runs/grpo/stp_{step} --base lab/base": "did you mean step_{step}?",
     "report lab/run-step{step} --base lab/base": "did you mean run-step-{step}?",
-    f"report {GOOD} --steps 1000": "its neighbours are 400; did you mean 100?",
+    f"report {GOOD} --steps 1000": "its neighbour is 400; did you mean 100?",
     f"report {GOOD} --steps 250": "its neighbours are 200 and 300",
     f"report {GOOD} --until 20": "the first is at step 100; give that or a later one",
     f"report {GOOD} --until 140%": "larger than the whole run; give 100% or less",
     f"report {GOOD} --include q_prj": "--include q_prj: matches none of 14 names such as "
     "model.layers.0.mlp.down_proj.weight; did you mean q_proj?",
     f"report {GOOD} --exclude proj": "--exclude proj: leaves none of 14 matrices; exclude fewer",
+    f"report {GOOD} --layers 9-12": "--layers 9-12: matches no matrix; there are layers 0-1",
+    f"report {GOOD} --modules q_prj": "--modules q_prj: matches none of 14 names such as "
+    "model.layers.0.mlp.down_proj.weight; did you mean q_proj?",
+    "report ./factors --layers 9": "--layers 9: matches no matrix; there are layers 0-1",
+    "report ./factors --layers 1 --modules layers.0": "matches none of 7 names in --layers 1",
     f"report {GOOD} --devices gpu:1": "write cpu or cuda:0; did you mean cuda:1?",
     f"report {GOOD} --devices mps": "only cpu and cuda devices are supported; write cpu or cuda:0",
     f"backtest {GOOD} --fit-until 200 --methods relxe": "did you mean relex?",
@@ -90,6 +97,7 @@ USAGE = {
     "predct x": "'predict'",
     "predict x --tagret-step 5": "'--target-step'",
     "predict x -o y --target-step 5 --method alpharI": "did you mean alpharl?",
+    "predict x -o y --target-step 5 --method linaer": "'average'; did you mean linear?",
 }
 
 
@@ -194,3 +202,10 @@ def test_did_you_mean_takes_the_most_alike_and_bounds_its_work() -> None:
     assert did_you_mean("step_1000", ["step_10", "step_100", "main"]) == "; did you mean step_100?"
     assert did_you_mean("x", []) == ""
     assert did_you_mean("a" * 10_000, ["a" * 9_999]) == ""
+
+
+def test_of_names_with_numbers_the_nearest_number_is_meant() -> None:
+    """step_36 reads more like step_13 than step_12 does, which is the neighbour."""
+    names = ["step_36", "step_130", "step_12", "stop_13"]
+    assert did_you_mean("step_13", names) == "; did you mean step_12?"
+    assert did_you_mean("ckpt-40", ["ckpt_40", "ckpt-400", "ckpt-60"]) == "; did you mean ckpt-60?"

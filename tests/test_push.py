@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_fixtures import commands_for
 from huggingface_hub import CommitOperationAdd, snapshot_download
 from manifest_maker import copied_tensor, manifest, run
 from safetensors import safe_open
@@ -257,6 +258,55 @@ def test_same_model_again_makes_no_commit(hub: LocalHub, output: Path) -> None:
     first = push(hub, output)
     assert push(hub, output).commit == first.commit
     assert refs(hub)["refs/heads/main"] == first.commit
+
+
+def test_an_unchanged_folder_is_not_said_to_be_uploaded(
+    hub: LocalHub, output: Path, tmp_path: Path
+) -> None:
+    """The second time no byte and no commit is sent, and stderr and JSON say just that."""
+    with commands_for(tmp_path / "commands", hub) as commands:
+        first = commands.run("push", output, REPO, "--json", token="hf_alice")
+        assert "uploaded model.safetensors (" in first.stderr
+        assert first.answer["changed"] is True
+        hub.clear_log()
+        again = commands.run("push", output, REPO, "--json", token="hf_alice")
+        quiet = commands.run("push", output, REPO, "--quiet", token="hf_alice")
+    assert changing_requests(hub) == []
+    assert again.stderr.splitlines()[-2:] == [
+        f"model.safetensors: {REPO} has its bytes already",
+        f"nothing to change: {REPO} holds these files already; no commit was made",
+    ]
+    assert "uploaded" not in again.stderr
+    wanted = {**first.answer, "added": [], "deleted": [], "changed": False}
+    assert again.answer == wanted
+    assert (quiet.code, quiet.stdout, quiet.stderr) == (0, f"{hub.endpoint}/{REPO}\n", "")
+
+
+def test_only_the_weights_that_the_branch_lacks_are_sent(hub: LocalHub, sharded: Path) -> None:
+    """One changed shard of four goes up; the others keep their bytes and are in the new commit."""
+    push(hub, sharded)
+    path = sorted(sharded.glob("*.safetensors"))[1]
+    save_file({name: value + 1 for name, value in load_file(path).items()}, path)
+    hub.clear_log()
+    told: list[str] = []
+    sent: list[str] = []
+    hooks = PushHooks(told.append, lambda name, _size: sent.append(name))
+    result = push_folder(sharded, REPO, PushOptions(), access=access(hub), hooks=hooks)
+    assert sent == [path.name]
+    assert result.changed
+    kept = [p.name for p in sorted(sharded.glob("*.safetensors")) if p != path]
+    assert [line.partition(":")[0] for line in told if "already" in line] == kept
+    for shard in sharded.glob("*.safetensors"):
+        assert hub.read_file(REPO, shard.name) == shard.read_bytes()
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    """The library says so, and names the folder that was perhaps meant."""
+    (tmp_path / "predicted").mkdir()
+    with pytest.raises(ManifestError, match=r"no such folder; did you mean .*/predicted"):
+        push_folder(tmp_path / "predictd", REPO, PushOptions())
+    with pytest.raises(ManifestError, match="no such folder; name what predict or extract wrote"):
+        push_folder(tmp_path / "x", REPO, PushOptions())
 
 
 def test_foreign_repo_needs_overwrite(hub: LocalHub, output: Path, tmp_path: Path) -> None:

@@ -168,7 +168,23 @@ def test_nothing_to_ask_for_asks_nothing(hub: LocalHub, output: Path) -> None:
     result = ask_for(hub, output)
     assert (result.url, result.branch) == (f"{hub.endpoint}/{REPO}", "main")
     assert result.commit == hub.refs(REPO)["refs/heads/main"]
+    assert (result.added, result.deleted, result.changed) == ((), (), False)
     assert requests_of(hub) == ["refs/pr/1"]
+
+
+def test_nothing_to_ask_for_is_said(hub: LocalHub, output: Path, tmp_path: Path) -> None:
+    """The command says that no request was opened, on stderr and in JSON, and uploads nothing."""
+    ask_for(hub, output)
+    api(hub, "hf_alice").merge_pull_request(REPO, 1)
+    hub.clear_log()
+    with commands_for(tmp_path / "commands", hub) as commands:
+        done = commands.run("push", output, REPO, "--create-pr", "--json", token="hf_bob")
+    assert [r.path for r in hub.log if r.method not in ("GET", "HEAD")] == []
+    assert done.stderr.splitlines()[-1] == (
+        f"nothing to change: {REPO} holds these files already; no pull request was opened"
+    )
+    assert "uploaded" not in done.stderr
+    assert (done.answer["changed"], done.answer["added"]) == (False, [])
 
 
 def test_main_may_move_meanwhile(hub: LocalHub, output: Path) -> None:

@@ -201,7 +201,19 @@ def test_what_did_not_move_is_not_the_weakest() -> None:
         spectrum(name_of(2, "self_attn.q_proj"), None, None),
     ]
     line = line_of(show_report(report_of(modules)), "Weakest")
-    assert line == "Weakest   mlp.gate_proj (Q^2 0.90, share 0.40) and layer 0 (0.90, 0.60)"
+    assert line == "Weakest   mlp.gate_proj (share 0.40) and layer 0 (0.60)"
+
+
+def test_what_is_the_same_everywhere_makes_nothing_weak() -> None:
+    """Numbers that look alike in all rows are left out; of equal Q^2 as shown the share counts."""
+    shares = {("mlp.up_proj", 0): 0.30, ("mlp.up_proj", 1): 0.30, ("mlp.gate_proj", 0): 0.30}
+    alike = [spectrum(name_of(i, group), s, 0.999) for (group, i), s in shares.items()]
+    assert "Weakest" not in show_report(report_of(alike))
+    layers = [
+        spectrum(name_of(0, "mlp.up_proj"), 0.80, 0.996),
+        spectrum(name_of(1, "mlp.up_proj"), 0.40, 0.999),
+    ]
+    assert line_of(show_report(report_of(layers)), "Weakest") == "Weakest   layer 1 (share 0.40)"
 
 
 def test_few_checkpoints_have_no_q2() -> None:
@@ -443,7 +455,6 @@ def test_layers_and_patterns_restrict_every_detail() -> None:
     assert set(labels_of(text, "Singular values")[::2]) == names
     first_screen = show_report(report).partition("\nMore")[0]
     assert text.startswith(first_screen)
-    assert "No matrix of this report" in show_report(report, details=Details(modules="nothing"))
 
 
 def test_modules_stand_weakest_first() -> None:
@@ -499,6 +510,14 @@ def test_top_cuts_every_table_and_says_so() -> None:
     text = show_report(report, details=Details(layers=LayerRanges(), modules="", top=3))
     assert labels_of(text, "Layers") == ["0", "1", "2", "and"]
     assert labels_of(text, "Modules") == [*(f"layers.{i}.mlp.up_proj" for i in range(3)), "and"]
+
+
+def test_top_leaves_the_first_table_whole() -> None:
+    """The groups are the answer to where it is weak: only more of them can be asked for."""
+    modules = [spectrum(name_of(0, f"mlp.part{i}_proj"), i / 50) for i in range(40)]
+    for top, num_shown in ((2, 30), (None, 30), (35, 35)):
+        text = show_report(report_of(modules), details=Details(top=top))
+        assert len(re.findall(r"^mlp.part\d+_proj", text, re.MULTILINE)) == num_shown
 
 
 def test_a_spectrum_shows_values_and_what_they_hold_together() -> None:

@@ -81,8 +81,8 @@ def test_without_steps_a_dozen_is_spread_evenly_in_step() -> None:
     ("spec", "until", "words"),
     [
         ("50", None, "step 50 is not there; its neighbours are 40 and 60"),
-        ("5", None, "step 5 is not there; its neighbours are 10"),
-        ("301", None, "its neighbours are 300"),
+        ("5", None, "step 5 is not there; its neighbour is 10"),
+        ("301", None, "its neighbour is 300"),
         ("ten", None, "'ten' is neither a step nor a range"),
         ("", None, "'' is neither"),
         ("10,,20", None, "'' is neither"),

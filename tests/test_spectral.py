@@ -340,3 +340,19 @@ def test_wrong_arguments_are_a_value_error(delta, rank):
     """The kernel never converts or copies behind the caller's back."""
     with pytest.raises(ValueError, match=r"fp32|rank"):
         leading_triplets(delta, rank, seed="x")
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (40, 40)])
+def test_a_whole_spectrum_is_that_of_numpy(shape: tuple[int, int]) -> None:
+    """Searched or not: sigma, their vectors and their order; and no rank changes the bits."""
+    delta_MN = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    every = leading_triplets(delta_MN, min(shape) + 2, seed="whole")
+    sigma_K = np.linalg.svd(delta_MN.double().numpy(), compute_uv=False)
+    assert every.sigma_R.numpy()[: min(shape)] == pytest.approx(sigma_K, rel=1e-5)
+    assert not bool(every.sigma_R[min(shape) :].any())
+    rebuilt_MN = (every.u_RM.T * every.sigma_R) @ every.v_RN
+    np.testing.assert_allclose(rebuilt_MN.numpy(), delta_MN.numpy(), atol=1e-3)
+    for rank in (5, 12, 20):
+        some = leading_triplets(delta_MN, rank, seed="whole")
+        for name in ("u_RM", "sigma_R", "v_RN"):
+            assert torch.equal(getattr(some, name), getattr(every, name)[:rank])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -476,7 +477,7 @@ SCORES = {0.0: 0.4, 0.5: 0.45, 1.0: 0.5, 2.0: 0.61, 8.0: 0.1, 3.24: 0.58}
 def test_the_screen_shows_rows_by_value() -> None:
     """The answer, then every candidate in the order of the values with its score and time."""
     lines = screen(outcome_of(SCORES))
-    assert lines[0] == "Best scale 2: score 0.6100, the last checkpoint 0.4000"
+    assert lines[0] == "Best size 2: score 0.6100, the last checkpoint 0.4000"
     table = [line.split() for line in lines if "1 min 1 s" in line]
     assert [row[0] for row in table] == ["0", "0.5", "1", "2", "3.24", "8"]
     assert [row[1] for row in table] == ["0.4000", "0.4500", "0.5000", "0.6100", "0.5800", "0.1000"]
@@ -520,8 +521,17 @@ def test_a_loss_and_a_flat_sweep_have_screens() -> None:
         for line in screen(outcome_of(SCORES, lower_is_better=True))
     )
     flat = screen(outcome_of({0.0: 0.5, 1.0: 0.5}))
-    assert flat[0] == "Best scale 0: score 0.5000, the last checkpoint"
-    assert not any("Score by scale" in line for line in flat)
+    assert flat[0] == "Best size 0: score 0.5000, the last checkpoint"
+    assert not any("Score by" in line for line in flat)
+
+
+def test_the_screen_names_the_axis_and_the_winners_step() -> None:
+    """Size is what the options call it, its axis is no straight one, and its step is told."""
+    text = io.StringIO()
+    print_sweep(outcome_of(SCORES), Console(file=text, width=80), 480.0)
+    assert "Best size 2 (step 480): score 0.6100" in text.getvalue()
+    assert re.search(r"Score by size .*logarithmic axis", text.getvalue())
+    assert "scale" not in text.getvalue()
 
 
 def test_one_candidate_has_a_screen() -> None:

@@ -132,7 +132,7 @@ def test_a_score_in_a_json_file(run: Run, scorer: str, tmp_path: Path) -> None:
     command = f"{scorer} {{out}}"
     arguments = run.arguments("-o", str(tmp_path / "best"), "--evaluate", command, *words)
     done = succeed("sweep", *arguments)
-    assert "Best scale 1" in done.stdout
+    assert "Best size 1 (step " in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from alpharl_hub.card.template import CardTemplate
 from alpharl_hub.errors import ManifestError, WriteError
 from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, Manifest, read_manifest
 from alpharl_hub.output.folder import write_file
+from alpharl_hub.sources.local_run import near_folder
 
 _MAIN = "main"
 
@@ -91,6 +92,10 @@ def rebuild_card(
 
 
 def _read_model(folder: Path) -> Manifest:
+    if not folder.exists():
+        near = near_folder(str(folder))
+        hint = f"did you mean {near}?" if near else "name a folder that predict wrote"
+        raise ManifestError(f"{folder}: no such folder; {hint}")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise ManifestError(f"{folder}: has no {MANIFEST_NAME}; name a folder that predict wrote")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from rich.console import Console
 from rich.text import Text
@@ -26,6 +26,9 @@ from alpharl_hub.cli.terminal import (
     print_heading,
     print_labelled,
 )
+
+_LAST, _HALF = "last", "linear-half"
+"""The rows that are no --method of predict by their own names."""
 
 _TRUTHS_BESIDE = 4
 """Two numbers each and the name of the method fill 80 columns."""
@@ -124,8 +127,19 @@ def _print_legend(backtest: Backtest, console: Console) -> None:
         "halves of the update so far, 1 is straight."
     )
     print_labelled(console, "", text)
+    truths = [truth for window in backtest.windows for truth in window.truths]
+    names = {test.method for truth in truths for test in truth.methods}
+    print_labelled(console, "", _method_words(names))
     if any(truth.floor is None for window in backtest.windows for truth in window.truths):
         print_labelled(console, "", "-: rounding hides the change, or too few checkpoints.")
+
+
+def _method_words(names: Collection[str]) -> str:
+    """Say how the methods of the tables are asked of predict."""
+    kept = f"{_LAST} keeps the last checkpoint that was fitted" if _LAST in names else ""
+    half = f"{_HALF} is --method linear --fit-last 50%" if _HALF in names else ""
+    others = "every other name is a --method of predict"
+    return f"method: {', '.join(filter(None, (kept, half, others)))}."
 
 
 def print_scored(scored: ScoredTest, console: Console) -> None:

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import re
+from alpharl_hub.sources.blotting import without_secrets
 
 _MAX_CAUSES = 5
-_HIDDEN = "***"
-
-_SECRETS = (
-    # The Hub's tokens, also cut by what may stand in no header: its words come from a library that
-    # refuses to send such a one.
-    re.compile(r"(?<![A-Za-z0-9])hf_\S*"),
-    re.compile(r"(?i)(?<=bearer )[^\"]*"),
-    # The signature of a signed address, and the login of a proxy.
-    re.compile(r"(?<=\?)[^\s'\"<>)]+(?==)[^\s'\"<>)]*"),
-    re.compile(r"(?<=//)[^/\s@]+(?=@)"),
-)
 
 
 def causes_of(error: BaseException) -> list[str]:
@@ -29,10 +18,3 @@ def causes_of(error: BaseException) -> list[str]:
         # Libraries chain in both ways; `from None` hides what would only confuse.
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return lines
-
-
-def without_secrets(text: str) -> str:
-    """Return a text with tokens, signatures and logins written over."""
-    for secret in _SECRETS:
-        text = secret.sub(_HIDDEN, text)
-    return text

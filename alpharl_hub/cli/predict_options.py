@@ -60,9 +60,8 @@ class MethodName(click.Choice[str]):
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """Say which there are, and which was perhaps meant."""
-        return super().get_invalid_choice_message(value, ctx) + did_you_mean(
-            str(value), self.choices
-        )
+        said = super().get_invalid_choice_message(value, ctx).removesuffix(".")
+        return said + did_you_mean(str(value), self.choices)
 
 
 def predict_options(command: Command) -> Command:

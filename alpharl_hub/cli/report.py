@@ -52,7 +52,7 @@ def report(run: str | None, quick: bool, as_json: bool, **options: Any) -> None:
         answer = report_run(
             run_request(str(run), options, session),
             scope_options(options),
-            ReportRequest(quick, details.num_singular_values or 1),
+            ReportRequest(quick, details.num_singular_values or 1, details.check),
             compute_request(options),
             session.hooks(),
         )

@@ -14,6 +14,7 @@ from alpharl_hub.cli.report_rows import (
     PARTLY,
     YES,
     Placed,
+    Row,
     fraction,
     known,
     make_row,
@@ -117,14 +118,35 @@ def _weakest(placed: Sequence[Placed]) -> str:
     What did not move, or has no Q^2 beside others that have one, is unknown rather than weak.
     """
     found: list[str] = []
+    words: list[str] = []
     for kind, parts in (("", split_by_group(placed)), ("layer ", split_by_layer(placed))):
         rows = [make_row(label, part) for label, part in parts.items()]
         moved = [row for row in rows if row.share is not None]
         fitted = [row for row in moved if row.q2_step is not None] or moved
-        if len(fitted) > 1:
-            low = min(fitted, key=lambda row: row.fit)
-            name = "outside the layers" if low.label == NO_LAYER and kind else f"{kind}{low.label}"
-            words = ("", "") if found else ("Q^2 ", "share ")  # the second needs them no more
-            q2 = "" if low.q2_step is None else f"{words[0]}{fraction(low.q2_step)}, "
-            found.append(f"{name} ({q2}{words[1]}{fraction(low.share)})")
+        low = min(fitted, key=_shown_fit, default=None)
+        numbers = {} if low is None else _what_differs(low, fitted)
+        if low is None or not numbers:
+            continue
+        name = "outside the layers" if low.label == NO_LAYER and kind else f"{kind}{low.label}"
+        # The same two numbers of a second name need no words any more.
+        with_words = [f"{word} {number}" for word, number in numbers.items()]
+        shown = numbers.values() if [*numbers] == words else with_words
+        words = [*numbers]
+        found.append(f"{name} ({', '.join(shown)})")
     return " and ".join(found)
+
+
+def _shown_fit(row: Row) -> tuple[float, float]:
+    """Rank a row as `Row.fit` does, by what is to be seen of it: Q^2 of 0.996 and 1 are equal."""
+    q2_step, share = row.fit
+    return round(q2_step, 2), share
+
+
+def _what_differs(row: Row, rows: Sequence[Row]) -> dict[str, str]:
+    """Return those numbers of a row that are not, as they are shown, the same in all rows."""
+    columns = {
+        "Q^2": [row.q2_step, *(one.q2_step for one in rows)],
+        "share": [row.share, *(one.share for one in rows)],
+    }
+    shown = {word: [fraction(value) for value in values] for word, values in columns.items()}
+    return {word: texts[0] for word, texts in shown.items() if len(set(texts)) > 1}

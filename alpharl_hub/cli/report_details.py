@@ -34,6 +34,8 @@ from alpharl_hub.cli.terminal import (
     new_table,
     print_heading,
 )
+from alpharl_hub.errors import TrajectoryError, did_you_mean
+from alpharl_hub.module_names import layer_and_group
 
 MAX_MODULES = 20
 _VALUE_CELLS = 7
@@ -45,6 +47,9 @@ class LayerRanges:
     """Layers from a first to a last one, several times; none given means all layers."""
 
     ranges: tuple[tuple[int, int], ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in self.ranges)
 
     def holds(self, layer: int | None) -> bool:
         """Whether a layer is one of these; what is outside the layers is only in all."""
@@ -72,9 +77,41 @@ class Details:
 
     def choose(self, placed: Sequence[Placed]) -> list[Placed]:
         """Take the matrices that details are shown of."""
-        layers = self.layers or LayerRanges()
-        pattern = re.compile(self.modules or "")
-        return [p for p in placed if layers.holds(p.layer) and pattern.search(p.spectrum.name)]
+        return [p for p in placed if self._holds(p.layer, p.spectrum.name)]
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse layers and modules that are none of these matrices.
+
+        Raises:
+            TrajectoryError: names the option, and what there is.
+        """
+        layers = [layer_and_group(name)[0] for name in names]
+        held = [name for layer, name in zip(layers, names, strict=True) if self._in_layers(layer)]
+        if not names or any(re.search(self.modules or "", name) for name in held):
+            return
+        if not held:
+            there = sorted({layer for layer in layers if layer is not None})
+            words = f"there are {_name_layers(there)}" if there else "no layer has a number"
+            raise TrajectoryError(f"--layers {self.layers}: matches no matrix; {words}")
+        where = "" if len(held) == len(names) else f" in --layers {self.layers}"
+        parts = dict.fromkeys(part for name in held for part in name.split("."))
+        raise TrajectoryError(
+            f"--modules {self.modules}: matches none of {len(held)} names{where} such as {held[0]}"
+            f"{did_you_mean(str(self.modules), parts)}"
+        )
+
+    def _in_layers(self, layer: int | None) -> bool:
+        return self.layers is None or self.layers.holds(layer)
+
+    def _holds(self, layer: int | None, name: str) -> bool:
+        return self._in_layers(layer) and re.search(self.modules or "", name) is not None
+
+
+def _name_layers(layers: Sequence[int]) -> str:
+    """Name rising layers as --layers takes them: 0-27, or 0,4-7."""
+    starts = [n for n in layers if n - 1 not in layers]
+    ends = [n for n in layers if n + 1 not in layers]
+    return f"layers {LayerRanges(tuple(zip(starts, ends, strict=True)))}"
 
 
 def print_details(placed: Sequence[Placed], details: Details, step: int, console: Console) -> None:
@@ -82,10 +119,6 @@ def print_details(placed: Sequence[Placed], details: Details, step: int, console
     if details.layers is None and details.modules is None and details.num_singular_values is None:
         return
     chosen = details.choose(placed)
-    if not chosen:
-        console.print()
-        console.print(Text("No matrix of this report is in these layers with such a name"))
-        return
     if details.layers is not None:
         _print_layers(chosen, details, step, console)
     if details.modules is not None:

@@ -12,7 +12,6 @@ from alpharl_hub.cli.help import SHOWN, Command
 from alpharl_hub.cli.options import add_options
 from alpharl_hub.cli.report_details import MAX_MODULES, Details, LayerRanges
 from alpharl_hub.cli.report_rows import SORT_NAMES
-from alpharl_hub.cli.report_tables import MAX_GROUPS
 from alpharl_hub.cli.requests import flag_of, is_given
 
 _ALL = ""
@@ -104,7 +103,7 @@ def detail_options(command: Command) -> Command:
                 "--top",
                 type=click.IntRange(min=1),
                 metavar="N",
-                help=f"So many rows in a table. [{MAX_MODULES} modules, {MAX_GROUPS} groups]",
+                help=f"So many rows in the tables asked for. [{MAX_MODULES} modules]",
             ),
             click.option(
                 "--sort",

@@ -64,7 +64,8 @@ def print_groups(
     groups = split_by_group(placed)
     rows = [make_row(label, part) for label, part in groups.items()]
     rows = rows if sort is None else sort_rows(rows, sort)
-    shown = rows[: top or MAX_GROUPS]
+    # A few rows are asked of the tables below, not of the answer to the first question.
+    shown = rows[: max(top or 0, MAX_GROUPS)]
     is_wide = console.width >= WIDE
     columns = [_SHARE, _DRIFT, _Q2]
     if is_wide:

@@ -120,7 +120,7 @@ def sweep(
     if as_json:
         print_json(answer)
         return
-    print_sweep(answer.sweep, data_console())
+    print_sweep(answer.sweep, data_console(), answer.output.target_step)
     for place in (answer.output.path, answer.output.url):
         if place is not None:
             click.echo(place)
@@ -173,7 +173,10 @@ def _hooks(options: dict[str, Any], stop: threading.Event) -> Any:
         tell(f"{row.value:g}: score {row.score:.4g} ({known})")
 
     return SweepHooks(
-        on_disk=lambda num_bytes: tell(f"{human_bytes(num_bytes)} of disk are needed"),
+        on_disk=lambda num_bytes: tell(
+            f"{human_bytes(num_bytes)} of disk are needed while it runs: the last checkpoint and "
+            "the prediction in fp32, and the model that is tried"
+        ),
         on_candidate=lambda number, budget, value, log: tell(
             f"evaluation {number} of at most {budget}: {value:g} (log: {log})"
         ),

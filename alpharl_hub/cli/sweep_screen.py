@@ -21,16 +21,19 @@ from alpharl_hub.cli.terminal import (
     significant,
 )
 from alpharl_hub.sweeping.evaluation import EvaluationError
-from alpharl_hub.sweeping.results import SweepOutcome, SweepRow
+from alpharl_hub.sweeping.results import SCALE, SweepOutcome, SweepRow
 
 PLOT_WIDTH = 80
 PLOT_HEIGHT = 12
 _SCORE_DIGITS = 4
 
 
-def print_sweep(outcome: SweepOutcome, console: Console) -> None:
-    """Print a sweep's outcome: the answer, the notices, the table, the plot."""
-    console.print(Text(_headline(outcome), style="bold"))
+def print_sweep(outcome: SweepOutcome, console: Console, best_step: float | None = None) -> None:
+    """Print a sweep's outcome: the answer, the notices, the table, the plot.
+
+    `best_step` is the step that the best size stands for, where it stands for one.
+    """
+    console.print(Text(_headline(outcome, best_step), style="bold"))
     print_notices(outcome.notices, console)
     print_heading(console, "Candidates", _direction(outcome))
     console.print(_table(outcome))
@@ -47,13 +50,22 @@ def print_failure(error: EvaluationError, console: Console) -> None:
         console.print(Text(f"  {escape_text(line)}"))
 
 
-def _headline(outcome: SweepOutcome) -> str:
-    best = f"Best {outcome.axis} {_value(outcome.best_value)}: score {_score(outcome.best_score)}"
+def _headline(outcome: SweepOutcome, best_step: float | None) -> str:
+    step = f" (step {best_step:.6g})" if outcome.axis == SCALE and best_step is not None else ""
+    best = (
+        f"Best {_axis(outcome)} {_value(outcome.best_value)}{step}: "
+        f"score {_score(outcome.best_score)}"
+    )
     if outcome.last_score is None:
         return best
     if outcome.best_value == outcome.last_value:
         return f"{best}, the last checkpoint"
     return f"{best}, the last checkpoint {_score(outcome.last_score)}"
+
+
+def _axis(outcome: SweepOutcome) -> str:
+    """Name what was varied as the command's options and its documents do."""
+    return "size" if outcome.axis == SCALE else outcome.axis
 
 
 def _direction(outcome: SweepOutcome) -> str:
@@ -62,7 +74,7 @@ def _direction(outcome: SweepOutcome) -> str:
 
 def _table(outcome: SweepOutcome) -> Table:
     table = new_table()
-    add_number_column(table, outcome.axis)
+    add_number_column(table, _axis(outcome))
     add_number_column(table, "score")
     add_number_column(table, "time")
     add_text_column(table, "")
@@ -104,7 +116,8 @@ def _print_plot(outcome: SweepOutcome, console: Console) -> None:
     ):
         height = round((row.score - low) / (high - low) * (PLOT_HEIGHT - 1))
         lines[PLOT_HEIGHT - 1 - height][column] = _mark(row, outcome)
-    print_heading(console, f"Score by {outcome.axis}", "# best, o last checkpoint, * others")
+    marks = "# best, o last checkpoint, * others; logarithmic axis"
+    print_heading(console, f"Score by {_axis(outcome)}", marks)
     labels = {0: _score(high), PLOT_HEIGHT - 1: _score(low)}
     for number, line in enumerate(lines):
         label = labels.get(number, "").rjust(margin)

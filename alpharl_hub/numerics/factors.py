@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from alpharl_hub.errors import FitError
 from alpharl_hub.numerics.low_rank import LowRank
@@ -121,24 +122,29 @@ class FactorBuilder:
         self._found.append(found)
 
     def _factorise(self, delta_MN: Tensor | LowRank) -> Triplets:
+        # There are no more than this, and what is no triplet costs time in all that follows.
+        num_triplets = max(1, min(self._rank, *delta_MN.shape))
         if isinstance(delta_MN, LowRank):
-            return delta_MN.triplets(self._rank)
+            return delta_MN.triplets(num_triplets)
         before = self._before
         return leading_triplets(
             delta_MN,
-            self._rank,
+            num_triplets,
             seed=self._name,
             start_N=None if before is None else before.v_RN[0],
             second_N=before.second_N if before is not None and before.certified_R[0] else None,
         )
 
     def finish(self) -> Factors:
-        """Return the factors, their signs and order aligned."""
+        """Return the factors, their signs and order aligned; zero triplets fill up the rank."""
         u_TRM = torch.stack([found.u_RM.cpu() for found in self._found])
         sigma_TR = torch.stack([found.sigma_R for found in self._found])
         v_TRN = torch.stack([found.v_RN.cpu() for found in self._found])
         norms = [found.frobenius for found in self._found]
         align(u_TRM, sigma_TR, v_TRN)
+        if (missing := self._rank - sigma_TR.shape[1]) > 0:
+            u_TRM, v_TRN = (pad(values, (0, 0, 0, missing)) for values in (u_TRM, v_TRN))
+            sigma_TR = pad(sigma_TR, (0, missing))
         return Factors(u_TRM, sigma_TR, v_TRN, torch.tensor(norms, dtype=torch.float32))
 
     @property
@@ -183,14 +189,15 @@ def _match(u_RM: Tensor, v_RN: Tensor, later_RM: Tensor, later_RN: Tensor) -> li
     rank = len(u_RM)
     likeness_RR = (later_RM.double() @ u_RM.double().T).abs()
     likeness_RR += (later_RN.double() @ v_RN.double().T).abs()
-    likeness = likeness_RR.tolist()
-    order = [-1] * rank
-    for i, j in sorted(
-        ((i, j) for i in range(rank) for j in range(rank)),
-        key=lambda pair: (-likeness[pair[0]][pair[1]], pair),
-    ):
-        if order[i] < 0 and j not in order:
+    order, free = [-1] * rank, set(range(rank))
+    # Of pairs that are as much alike, the first ones come first.
+    for place in torch.sort(likeness_RR.flatten(), descending=True, stable=True).indices.tolist():
+        i, j = divmod(place, rank)
+        if order[i] < 0 and j in free:
             order[i] = j
+            free.remove(j)
+            if not free:
+                break
     return order
 
 

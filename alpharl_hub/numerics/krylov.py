@@ -84,6 +84,11 @@ class Subspace:
         self.probe_N = images[1] if len(images) > 1 else self.probe_N
 
     @property
+    def matrix_MN(self) -> Tensor:
+        """The matrix that is swept."""
+        return self._delta_MN
+
+    @property
     def is_full(self) -> bool:
         """Whether the basis spans all of R^N, so that Rayleigh-Ritz is exact."""
         return self.size == self._delta_MN.shape[1]

@@ -30,8 +30,8 @@ from alpharl_hub.scores.learning_rates import (
     read_schedule,
 )
 from alpharl_hub.sources.contents import trainer_state_text
-from alpharl_hub.trajectory import CheckpointContents
-from alpharl_hub.windows.plan import Window, group_by_bytes, plan_analysis
+from alpharl_hub.trajectory import CheckpointContents, nearest_steps
+from alpharl_hub.windows.plan import Window, group_by_bytes, plan_analysis, read_cost
 from alpharl_hub.windows.streaming import Compute, Hooks, find_crew, stream
 
 METHOD = "ols"
@@ -90,6 +90,8 @@ def choose(subject: Subject, options: PredictOptions, compute: Compute, hooks: H
             "add --method alpharl and a --target-step, or name the run"
         )
     asked = _asked(subject, options)
+    if asked is not None and not options.force:
+        _refuse_the_past(asked, subject.steps_T)
     middle = nearest_middle(subject.steps_T)
     trust = read_direction(subject, middle, compute, hooks)
     rates = learning_rates(subject.last, subject.steps_T[-1])
@@ -120,6 +122,26 @@ def choose(subject: Subject, options: PredictOptions, compute: Compute, hooks: H
     record = _record(decision, trust, middle_step, asked, clock_words, options.force)
     chosen = _chosen(subject, options, step, clock)
     return Choice(chosen, record, _notices(decision, asked, step, rates))
+
+
+def _refuse_the_past(asked: float, steps_T: Sequence[int]) -> None:
+    """Refuse a step that the run has been at, before anything is read.
+
+    Raises:
+        FitError: says where the run ends, and which checkpoints there are instead.
+    """
+    last = steps_T[-1]
+    if asked > last:
+        return
+    if asked == last:
+        seen = f"step {asked:g} is the last checkpoint itself: aim beyond it"
+    else:
+        near = int(asked) if asked in steps_T else nearest_steps(int(asked), steps_T)
+        seen = (
+            f"step {asked:g} lies before the last checkpoint ({last}): aim beyond it, or take the "
+            f"run's own of step {near}"
+        )
+    raise FitError(f"auto writes nothing: {seen}; --force predicts it")
 
 
 def _before_the_end(
@@ -173,6 +195,17 @@ def planned_for(subject: Subject, options: PredictOptions) -> PredictOptions:
         return options
     asked = _asked(subject, options)
     return _chosen(subject, options, asked or float(subject.steps_T[-1]), None)
+
+
+def probe_cost(subject: Subject, options: PredictOptions) -> tuple[int, int]:
+    """Return (bytes, requests) of what choosing reads before the prediction does; 0 without AUTO.
+
+    The log of the trainer, a file of some kB, is not counted.
+    """
+    middle, last = nearest_middle(subject.steps_T), len(subject.steps_T) - 1
+    if options.method != AUTO or middle == last:
+        return 0, 0
+    return read_cost(_probe_windows(subject.scope.matrices, (middle, last)))
 
 
 def _asked(subject: Subject, options: PredictOptions) -> float | None:

@@ -24,6 +24,7 @@ from alpharl_hub.sources.adapters import (
     parse_settings,
 )
 from alpharl_hub.sources.contents import INDEX_FILE, SINGLE_FILE
+from alpharl_hub.sources.local_run import near_folder
 from alpharl_hub.trajectory import TensorRef
 
 WEIGHTS = re.compile(
@@ -55,6 +56,10 @@ def read_finished_folder(folder: Path) -> FinishedFolder:
         HeaderError: a weight file that is damaged. TrajectoryError: an adapter that is none.
     """
     path = folder / MANIFEST_NAME
+    if not folder.exists():
+        near = near_folder(str(folder))
+        hint = f"did you mean {near}?" if near else "name what predict or extract wrote"
+        raise ManifestError(f"{folder}: no such folder; {hint}")
     if not _is_regular(path):
         raise ManifestError(
             f"{folder}: has no {MANIFEST_NAME}; only what predict or extract wrote is pushed"

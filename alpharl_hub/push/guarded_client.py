@@ -144,7 +144,7 @@ def guarded_client(guard: Guard, *, retries_itself: bool = False) -> Iterator[No
     A session that the client replaces, as it does when a connection is refused, goes unwatched
     until the question is put again.
     """
-    with _same_certificates(), _silence(), _watched(guard, retries_itself):
+    with _same_certificates(), _silence(), _untold(), _watched(guard, retries_itself):
         yield
 
 
@@ -189,6 +189,22 @@ def _same_certificates() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Have the client not tell which agent it runs under: it would ask the Hub for a list of them.
+
+    That request is its own, without limits, in `build_hf_headers`. HF_HUB_DISABLE_TELEMETRY ends it
+    (https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables), but is
+    read when the client is imported, which a caller may have done long ago.
+    """
+    before = constants.HF_HUB_DISABLE_TELEMETRY
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_TELEMETRY = before
 
 
 @contextmanager

@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib.util
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,9 +36,7 @@ from alpharl_hub.card.make import EVAL_FILE
 from alpharl_hub.errors import PushError, SourceError
 from alpharl_hub.push.guarded_client import guarded_client
 from alpharl_hub.push.questions import TROUBLE, HubAccess, Questions
-from alpharl_hub.push.refusals import (
-    RefusedError,
-)
+from alpharl_hub.push.refusals import RefusedError
 from alpharl_hub.sources.http_routes import trusted_certificates
 from alpharl_hub.sources.patience import Patience
 
@@ -264,24 +263,27 @@ class HubTarget:
             return False
         return True
 
-    def upload(self, path: Path, branch: str) -> UploadedShard:
-        """Send one weight file, hashed first; returns when the Hub has it.
+    def upload(self, path: Path, branch: str, there: Collection[str] = ()) -> UploadedShard:
+        """Send one weight file, hashed first, unless its SHA-256 is one that is `there`.
 
         Raises:
             PushError: the Hub refuses, or the line stays down.
         """
+        upload_once = partial(self._upload_once, path, branch, there)
         try:
-            operation = self._hub.ask(lambda: self._upload_once(path, branch), retries_itself=True)
+            operation = self._hub.ask(upload_once, retries_itself=True)
         except RefusedError as error:
             if error.status not in _MAY_HAVE_ARRIVED:
                 raise
-            operation = self._hub.ask(lambda: self._upload_once(path, branch), retries_itself=True)
+            operation = self._hub.ask(upload_once, retries_itself=True)
         info = operation.upload_info
         return UploadedShard(path.name, info.sha256.hex(), info.size)
 
-    def _upload_once(self, path: Path, branch: str) -> CommitOperationAdd:
+    def _upload_once(self, path: Path, branch: str, there: Collection[str]) -> CommitOperationAdd:
         with path.open("rb") as file:
             operation = CommitOperationAdd(path.name, path if self._uses_xet else file)
+            if operation.upload_info.sha256.hex() in there:
+                return operation
             # Otherwise the Hub decides by its .gitattributes, and a file that it wants in git
             # itself could not be sent before the commit.
             operation._upload_mode = "lfs"

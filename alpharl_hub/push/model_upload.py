@@ -135,12 +135,18 @@ class ModelUpload:
     def upload_shard(self, path: Path) -> UploadedShard:
         """Send one finished weight file, under its own name; afterwards it may be deleted.
 
+        What the branch holds, under whatever name, is not sent again.
+
         Raises:
             PushError: the Hub refuses, or the line stays down.
         """
         assert self._parent is not None, "a dry run ends with its plan"
-        shard = self._target.upload(path, self._options.branch)
-        self._hooks.on_uploaded(shard.filename, shard.num_bytes)
+        there = {file.sha256 for file in self._old_files.values() if file.sha256 is not None}
+        shard = self._target.upload(path, self._options.branch, there)
+        if shard.sha256 in there:
+            self._hooks.on_notice(f"{shard.filename}: {self._target.repo} has its bytes already")
+        else:
+            self._hooks.on_uploaded(shard.filename, shard.num_bytes)
         return shard
 
     def stale_files(self, names: Collection[str]) -> tuple[str, ...]:
@@ -166,6 +172,8 @@ class ModelUpload:
         """
         names = {*other_files, *(shard.filename for shard in uploaded)}
         expected = expect(uploaded, other_files, self.stale_files(names))
+        if expected.is_met_by(self._old_files):
+            return self._nothing_to_do()
         landed = self._commit(uploaded, other_files, expected)
         assert landed.commit is not None, "only a dry run makes none"
         expected.require(self._target.files(landed.commit), self._target.repo)
@@ -184,7 +192,7 @@ class ModelUpload:
     ) -> PushResult:
         """Commit, or ask for it, once, however often the answer is lost."""
         assert self._parent is not None, "a dry run ends with its plan"
-        found = self._landed(self._parent, expected)
+        found = self._requested(expected) if self._options.create_pr else None
         num_failures = 0
         while found is None:
             try:
@@ -212,11 +220,13 @@ class ModelUpload:
         opened = target.open_pull_request(parent, message, words, uploaded, other_files, deleted)
         return self._as_request(opened)
 
-    def _landed(self, parent: str, expected: Expected) -> PushResult | None:
-        """Return where the repo has all of it already, in the branch or in an open request."""
-        if expected.is_met_by(self._old_files):
-            return self._on_branch(parent)
-        return self._requested(expected) if self._options.create_pr else None
+    def _nothing_to_do(self) -> PushResult:
+        """Say that the branch holds all of it already, and answer where."""
+        not_done = "no pull request was opened" if self._options.create_pr else "no commit was made"
+        self._hooks.on_notice(
+            f"nothing to change: {self._target.repo} holds these files already; {not_done}"
+        )
+        return replace(self._on_branch(self._parent), changed=False)
 
     def _landed_after_all(self, expected: Expected, error: UnsureError) -> PushResult | None:
         """Return where a commit whose answer was lost is, None where it was not made.

@@ -48,8 +48,9 @@ class PushHooks:
 class PushResult:
     """Where it is; `commit` is None after a dry run. Names of files added and deleted.
 
-    Of a pull request `url` is its page and `branch` its ref, such as refs/pr/3; where there is
-    nothing to ask for, because the repo holds it all, they are those of the repo.
+    Of a pull request `url` is its page and `branch` its ref, such as refs/pr/3. `changed` is False
+    where the branch held it all: then nothing is added, deleted or asked for, and `url`, `commit`
+    and `branch` are those of the repo as it was.
     """
 
     url: str
@@ -57,3 +58,4 @@ class PushResult:
     branch: str
     added: tuple[str, ...]
     deleted: tuple[str, ...]
+    changed: bool = True

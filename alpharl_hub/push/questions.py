@@ -9,7 +9,6 @@ from typing import TypeVar
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
-    build_hf_headers,
     get_session,
     hf_raise_for_status,
     httpx,
@@ -17,11 +16,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its 
 
 from alpharl_hub.errors import PushError, SourceError
 from alpharl_hub.push.guarded_client import RETRIED, Guard, guarded_client
-from alpharl_hub.push.refusals import UnsureError, one_line, refusal, status_of
+from alpharl_hub.push.refusals import RefusedError, UnsureError, one_line, refusal, status_of
 from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_routes import origin_of
-from alpharl_hub.sources.hub_session import untrusted_certificate
+from alpharl_hub.sources.hub_session import asking_headers, untrusted_certificate
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.version import __version__
 
@@ -69,6 +68,13 @@ class Questions:
         """Whether there is a token, given or found."""
         return self._token is not None
 
+    @property
+    def _secrets(self) -> tuple[str, ...]:
+        return () if self._token is None else (self._token,)
+
+    def _refusal(self, error: Exception) -> RefusedError:
+        return refusal(error, self._repo, self.endpoint, self._secrets)
+
     def pause(self, error: Exception, num_failures: int) -> None:
         """Wait before another attempt, if there is sense in one.
 
@@ -76,9 +82,9 @@ class Questions:
             PushError: there is none, or it failed too often.
         """
         if not self._is_passing(error):
-            raise refusal(error, self._repo, self.endpoint) from error
+            raise self._refusal(error) from error
         status = status_of(error)
-        reason = one_line(error) if status is None else f"the Hub answers {status}"
+        reason = one_line(error, self._secrets) if status is None else f"the Hub answers {status}"
         headers = {} if status is None else dict(error.response.headers)  # type: ignore[attr-defined]
         try:
             self._patience.pause(self._repo, reason, asked_wait_s(headers), num_failures)
@@ -87,10 +93,7 @@ class Questions:
 
     def get(self, url: str) -> httpx.Response:
         """Fetch one address, once."""
-        headers = build_hf_headers(
-            token=self._token, library_name=LIBRARY_NAME, library_version=__version__
-        )
-        response = get_session().get(url, headers=headers)
+        response = get_session().get(url, headers=asking_headers(self._token))
         hf_raise_for_status(response)
         return response
 
@@ -120,7 +123,7 @@ class Questions:
         """Return what a failed commit is to be raised as: `UnsureError` where it may be there."""
         if isinstance(error, PushError):
             return error
-        refused = refusal(error, self._repo, self.endpoint)
+        refused = self._refusal(error)
         is_unsure = self._is_passing(error) or status_of(error) == 412
         return UnsureError(str(refused), error) if is_unsure else refused
 
@@ -129,4 +132,6 @@ class Questions:
         cause = error.__cause__
         if isinstance(cause, (*TROUBLE, PushError)):
             return cause
-        return PushError(f"{self._repo}: the upload failed: {one_line(cause or error)}")
+        return PushError(
+            f"{self._repo}: the upload failed: {one_line(cause or error, self._secrets)}"
+        )

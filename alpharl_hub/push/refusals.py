@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from alpharl_hub.errors import PushError
+from alpharl_hub.sources.blotting import without_secrets
 from alpharl_hub.sources.http_routes import host_of
 from alpharl_hub.sources.hub_session import untrusted_certificate
-
-_ADDRESS_QUERY = re.compile(r"\?[^\s'\"<>)]+=[^\s'\"<>)]*")
 
 
 class RefusedError(PushError):
@@ -35,16 +34,16 @@ def status_of(error: Exception) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def one_line(error: BaseException) -> str:
-    """Return the words of an error, without what signs the addresses in them."""
+def one_line(error: BaseException, secrets: Collection[str]) -> str:
+    """Return the words of an error, without these and other secrets."""
     words = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    text = " ".join(_ADDRESS_QUERY.sub("?...", str(words)).split())
+    text = " ".join(without_secrets(str(words), secrets).split())
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def refusal(error: Exception, repo: str, endpoint: str) -> RefusedError:
+def refusal(error: Exception, repo: str, endpoint: str, secrets: Collection[str]) -> RefusedError:
     """Put the Hub's answer, or the lack of one, into one line: what, why, what next."""
-    status, words, host = status_of(error), one_line(error), host_of(endpoint)
+    status, words, host = status_of(error), one_line(error, secrets), host_of(endpoint)
     if isinstance(error, OfflineModeIsEnabled):
         text = "HF_HUB_OFFLINE is set; unset it to push"
     elif (why := untrusted_certificate(error)) is not None:

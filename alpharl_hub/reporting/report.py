@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import StatisticsError, correlation, linear_regression, median
@@ -45,12 +45,21 @@ class Clockwork:
     score_name: str | None
 
 
+def _accept(names: Sequence[str]) -> None:
+    """Take any matrices."""
+
+
 @dataclass(frozen=True)
 class ReportRequest:
-    """How much is read (`quick`: a sample), and how many singular values of each matrix."""
+    """How much is read (`quick`: a sample), and how many singular values of each matrix.
+
+    `check` is told the names of the matrices before any of them is read, and raises what it likes
+    where they are not those that somebody wants to see.
+    """
 
     quick: bool = False
     num_singular_values: int = 1
+    check: Callable[[Sequence[str]], None] = _accept
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,7 @@ def report(
         trajectory.scores.name if trajectory.scores else None,
     )
     windows = plan_analysis(prepared.scope.matrices)
+    request.check([part.name for window in windows for part in window.parts])
     found: dict[str, Described] = {}
     lock = threading.Lock()
 
@@ -126,6 +136,7 @@ def report_factors(place: FactorPlace, request: ReportRequest) -> SpectralReport
     )
     factors = place.open(len(records))
     names = factors.names()
+    request.check(names)
     described = []
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         for first in range(0, len(names), _READ_AT_ONCE):

@@ -15,6 +15,7 @@ from urllib3.util import parse_url
 
 from alpharl_hub.byte_ranges import parse_content_range
 from alpharl_hub.errors import RangeReadError, SourceError
+from alpharl_hub.sources.blotting import without_secrets
 from alpharl_hub.sources.http_routes import host_of
 
 ADVICE = "a proxy or mirror on the way may not know byte ranges, use another endpoint"
@@ -150,8 +151,7 @@ def _server_words(response: urllib3.BaseHTTPResponse, secrets: Sequence[str]) ->
             text = response.read(2**14).decode("utf-8", errors="replace")
         except HTTPError:
             text = ""
-    for secret in secrets:
-        text = text.replace(secret, "***")
+    text = without_secrets(text, secrets)
     text = re.sub(r"<[^<>]*>", " ", text)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= _MAX_WORDS else text[: _MAX_WORDS - 3] + "..."
@@ -161,6 +161,7 @@ def secrets_in(url: str, headers: Mapping[str, str]) -> list[str]:
     """Values of query and headers, as written and decoded, longest first; short ones are words."""
     query = parse_url(url).query or ""
     values = [query, *(pair.partition("=")[2] for pair in query.split("&"))]
-    values += [part for value in headers.values() for part in (value, *value.split())]
+    # The first word of a header's names what follows: "Bearer" is no secret.
+    values += [part for value in headers.values() for part in (value, *value.split()[1:])]
     values += [unquote(value) for value in values]
     return sorted({value for value in values if len(value) >= 6}, key=len, reverse=True)

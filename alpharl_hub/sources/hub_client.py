@@ -20,12 +20,10 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
-    build_hf_headers,
-    httpx,
-)
+from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # not in its __all__
 
 from alpharl_hub.errors import SourceError, did_you_mean
+from alpharl_hub.sources.blotting import without_secrets
 from alpharl_hub.sources.http_addresses import AddressRules
 from alpharl_hub.sources.http_answers import asked_wait_s
 from alpharl_hub.sources.http_reader import RangeReader, SignedAddress
@@ -34,12 +32,12 @@ from alpharl_hub.sources.hub_session import (
     HubSession,
     Page,
     PageBudget,
+    asking_headers,
     no_hub,
     untrusted_certificate,
 )
 from alpharl_hub.sources.patience import Patience
 from alpharl_hub.trajectory import StoredFile
-from alpharl_hub.version import __version__
 
 Answer = TypeVar("Answer")
 Rows = list[dict[str, Any]]
@@ -151,9 +149,7 @@ class HubClient:
     def _question_headers(self, url: str) -> Mapping[str, str]:
         """Say who asks; the token goes to the Hub's own origin only."""
         token = self._found_token() if origin_of(url) == origin_of(self.endpoint) else None
-        return build_hf_headers(
-            token=token or False, library_name="alpharl-hub", library_version=__version__
-        )
+        return asking_headers(token)
 
     def ask(self, what: str, question: Callable[[], Answer], *, was_there: bool = False) -> Answer:
         """Put one question, again while the server is busy or the line is down.
@@ -390,5 +386,5 @@ def refusal(
         return SourceError(
             f"{what}: the Hub does not know this token; make a new one (hf auth login)"
         )
-    words = " ".join((error.server_message or str(error)).split())[:200]
+    words = " ".join(without_secrets(error.server_message or str(error)).split())[:200]
     return SourceError(f"{what}: refused by the Hub (status {status}): {words}")

@@ -7,11 +7,13 @@ under the requests of other threads when a connection fails (huggingface_hub 2.4
 from __future__ import annotations
 
 import json
+import platform
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import __version__ as client_version
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its __all__
@@ -20,20 +22,41 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not in its 
 )
 
 from alpharl_hub.errors import SourceError
+from alpharl_hub.sources.blotting import without_secrets
 from alpharl_hub.sources.http_addresses import AddressRules, into_private_network
+from alpharl_hub.sources.http_answers import secrets_in
 from alpharl_hub.sources.http_routes import host_of, origin_of, proxy_for, trusted_certificates
 from alpharl_hub.strict_json import read_int
+from alpharl_hub.version import __version__
 
 _MAX_REDIRECTS = 5
 
 MAX_ANSWER_BYTES = 64 << 20
 """The longest answer that is read; a page of a thousand repos with their files has 12 MB."""
 
+_MAX_REFUSAL_BYTES = 1 << 20  # what is longer is no explanation
+
 _MAX_PAGES = 1000  # of a thousand entries each, as the Hub gives them
 _MAX_LISTING_BYTES = 256 << 20
 
 HeadersFor = Callable[[str], Mapping[str, str]]
 """Gives the headers for an address: credentials for the Hub's own origin only."""
+
+
+def asking_headers(token: str | None) -> dict[str, str]:
+    """Say who asks.
+
+    Not the client's `build_hf_headers`: for its "User-Agent" that fetches a list of agents from
+    {ENDPOINT}/api/agent-harnesses, of any length and from wherever it is redirected to
+    (huggingface_hub 1.31 to 2.4, `_fetch_registry`).
+    """
+    programs = {
+        "alpharl-hub": __version__,
+        "hf_hub": client_version,
+        "python": platform.python_version(),
+    }
+    headers = {"User-Agent": "; ".join(f"{name}/{found}" for name, found in programs.items())}
+    return headers if token is None else {**headers, "Authorization": f"Bearer {token}"}
 
 
 @dataclass(frozen=True)
@@ -143,6 +166,9 @@ def watch_peer(
 def read_answer(response: httpx.Response, what: str) -> None:
     """Receive the whole body, which the client itself would do without any limit.
 
+    What the client will make words of holds no secret of ours afterwards, though the server may
+    have echoed one: neither its errors and their tracebacks nor its log will.
+
     Raises:
         SourceError: it is longer than any answer should be, packed or unpacked.
     """
@@ -157,23 +183,58 @@ def read_answer(response: httpx.Response, what: str) -> None:
         parts.append(part)
     # Where httpx keeps what it has read; there is no public way to hand it in (a test holds it).
     body = b"".join(parts)
-    response._content = _understood(body) if response.is_error else body
+    response._content = body
+    secrets = _secrets_of(response.request)
+
+    def blot(text: str) -> str:
+        return without_secrets(text, secrets)
+
+    # Warnings come with any answer, and go into the client's log.
+    response.headers = httpx.Headers(
+        [
+            (name, blot(value) if response.is_error or name.lower() == "x-hf-warning" else value)
+            for name, value in response.headers.multi_items()
+        ]
+    )
+    if response.is_error:
+        reason = response.extensions.get("reason_phrase", b"").decode("latin-1")
+        response.extensions["reason_phrase"] = blot(reason).encode("latin-1")
+        response._content = _understood(body, blot)
+        response.encoding = "utf-8"
 
 
-def _understood(body: bytes) -> bytes:
+def _secrets_of(request: httpx.Request) -> list[str]:
+    """What lets a request in: its credentials, or else what signs its address."""
+    credentials = request.headers.get("Authorization")
+    if credentials is None:
+        return secrets_in(str(request.url), {})
+    return secrets_in("", {"Authorization": credentials})
+
+
+def _understood(body: bytes, blot: Callable[[str], str]) -> bytes:
     """Return what an error says, or nothing where the client would fail on its shape.
 
     It takes all JSON for an object whose "errors" are objects (huggingface_hub 2.4, `_format`).
     """
+    if len(body) > _MAX_REFUSAL_BYTES:
+        return b""
     try:
-        document = json.loads(body, parse_int=read_int)
+        document = _blotted(json.loads(body, parse_int=read_int), blot)
     except json.JSONDecodeError:
-        return body
+        return blot(body.decode("utf-8", errors="replace")).encode("utf-8")
     except (ValueError, RecursionError):
         return b""
     errors = (document.get("errors") or []) if isinstance(document, dict) else None
     is_known = isinstance(errors, list) and all(isinstance(error, dict) for error in errors)
-    return body if is_known else b""
+    return json.dumps(document).encode("ascii") if is_known else b""
+
+
+def _blotted(value: object, blot: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {blot(key): _blotted(inner, blot) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_blotted(inner, blot) for inner in value]
+    return blot(value) if isinstance(value, str) else value
 
 
 class PageBudget:

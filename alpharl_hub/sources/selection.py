@@ -83,9 +83,10 @@ def _range(text: str, match: re.Match[str], steps: Sequence[int]) -> list[int]:
 
 def _present(step: int, steps: Sequence[int]) -> int:
     if step not in steps:
+        near = nearest_steps(step, steps)
+        neighbours = "neighbours are" if " and " in near else "neighbour is"
         raise TrajectoryError(
-            f"--steps: step {step} is not there; its neighbours are {nearest_steps(step, steps)}"
-            f"{_meant(str(step), steps)}"
+            f"--steps: step {step} is not there; its {neighbours} {near}{_meant(str(step), steps)}"
         )
     return step
 
