@@ -84,7 +84,7 @@ class ManifestError(AlphaRLError):
 
 
 class CardError(AlphaRLError):
-    """A template of a card, or a score that is to stand in one, that cannot be used."""
+    """A template of a card, or a score or backtest that is to stand in one, that is no use."""
 
 
 class ResourceError(AlphaRLError):

@@ -230,6 +230,39 @@ class ScoreRecord:
 
 
 @dataclass(frozen=True)
+class BacktestRow:
+    """One prediction of a step that exists, from the steps up to `fitted_until`.
+
+    `ratio` is `step` over `fitted_until`; `error` and `cosine` are those of the smallest weights,
+    as `backtest` defines them (an error of 1: as far off as the last checkpoint that was fitted).
+    """
+
+    fitted_until: int
+    step: int
+    ratio: float
+    method: str
+    error: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class BacktestRecord:
+    """What a backtest of the run answered; `steps` are all that it read.
+
+    `horizon` is how far is safe, as a multiple of `last_step`, the last one that it did not keep as
+    a truth; `code`, `sentence` and `horizon` are its verdict. `sampled`: it read some layers only.
+    """
+
+    steps: tuple[int, ...]
+    last_step: int
+    sampled: bool
+    code: str
+    horizon: float
+    sentence: str
+    rows: tuple[BacktestRow, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole document; `kind` is "model" (of predict) or "factors" (of extract).
 
@@ -252,6 +285,7 @@ class Manifest:
     sweep: SweepRecord | None = None
     card: CardRecord | None = None
     scores: tuple[ScoreRecord, ...] = ()
+    backtest: BacktestRecord | None = None
 
     def to_json(self) -> str:
         """Return the document, indented, with a newline at the end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from alpharl_hub.card.backtests import backtest_section
 from alpharl_hub.card.markdown import ABSENT, code, fenced, number, one_line, picture, prose, table
 from alpharl_hub.manifest import AutoRecord, Manifest, SweepRecord, TensorRecord, TrustRecord
 from alpharl_hub.module_names import layer_and_group
@@ -21,6 +22,7 @@ def evidence(manifest: Manifest, has_picture: bool) -> str:
         "## Evidence",
         picture(picture_words(manifest), PICTURE) if has_picture else "",
         "### Can it be trusted?\n\n" + _trust(manifest.trust),
+        backtest_section(manifest),
         _auto(manifest.auto),
         _sweep(manifest.sweep),
         _fit(manifest.tensors, not has_picture),

@@ -1,7 +1,8 @@
-"""A finished folder's card, made anew from its alpharl.json, with scores that were measured since.
+"""A finished folder's card, made anew from its alpharl.json, with what was measured since.
 
-Scores are kept in alpharl.json, so that every later card has them; `predict --from` has no use for
-them. A card that somebody edited is theirs: it is replaced only when they say so.
+Scores and a backtest are kept in alpharl.json, so that every later card has them; `predict --from`
+keeps the backtest, which is of the run, and has no use for the scores of another model. A card that
+somebody edited is theirs: it is replaced only when they say so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from alpharl_hub import strict_json
+from alpharl_hub.card.backtests import with_backtest
 from alpharl_hub.card.make import (
     CARD_NAME,
     EVAL_FILE,
@@ -27,7 +29,13 @@ from alpharl_hub.card.page import Place
 from alpharl_hub.card.scores import ScoreEntry, enter
 from alpharl_hub.card.template import CardTemplate
 from alpharl_hub.errors import ManifestError, WriteError
-from alpharl_hub.manifest import KIND_MODEL, MANIFEST_NAME, Manifest, read_manifest
+from alpharl_hub.manifest import (
+    KIND_MODEL,
+    MANIFEST_NAME,
+    BacktestRecord,
+    Manifest,
+    read_manifest,
+)
 from alpharl_hub.output.folder import write_file
 from alpharl_hub.sources.local_run import near_folder
 
@@ -72,12 +80,15 @@ def rebuild_card(
     folder: Path,
     scores: Sequence[ScoreEntry] = (),
     template: CardTemplate | None = None,
+    backtest: BacktestRecord | None = None,
 ) -> RebuiltCard:
     """Make the card of a finished folder anew; nothing is written yet.
 
+    A `backtest` takes the place of the one there.
+
     Raises:
         ManifestError: the folder holds no predicted model. CardError: a score that is to go is not
-            there, or the template cannot be filled in.
+            there, the backtest is of another run, or the template cannot be filled in.
     """
     manifest = _read_model(folder)
     found = _read(folder / CARD_NAME)
@@ -85,6 +96,8 @@ def rebuild_card(
     if manifest.card is None:
         manifest = with_record(manifest, CardFacts("", run_card=old_card))
     manifest = replace(manifest, scores=enter(manifest.scores, scores))
+    if backtest is not None:
+        manifest = with_backtest(manifest, backtest)
     place = place_of(old_card or "") or Place(folder.resolve().name, _MAIN)
     facts = CardFacts(place.name, branch=place.branch, template=template)
     files = card_files(manifest, facts, old_picture=_read(folder / PICTURE))

@@ -54,6 +54,13 @@ def read_card_template(path: Path | None) -> CardTemplate | None:
         metavar="NAME=VALUE",
         help="A score you measured: DATASET[#TASK][:METRIC]=VALUE. Without VALUE it goes.",
     ),
+    click.option(
+        "--backtest",
+        "backtest_file",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="What `backtest RUN --json` answered of its run.",
+    ),
 )
 @card_template_option
 @in_group(
@@ -64,27 +71,31 @@ def read_card_template(path: Path | None) -> CardTemplate | None:
 def card(
     folder: Path,
     scores: tuple[str, ...],
+    backtest_file: Path | None,
     card_template: Path | None,
     write: bool,
     overwrite: bool,
 ) -> None:
     """Show a folder's model card, or rebuild it with your scores.
 
-    Scores are kept in alpharl.json. With ORG/DATASET#TASK, as the data set's leaderboard calls it,
-    a score goes into .eval_results for the Hub too. `push` sends all of it.
+    Scores and a backtest are kept in alpharl.json. With ORG/DATASET#TASK, as the data set's
+    leaderboard calls it, a score goes into .eval_results for the Hub too. `push` sends all of it.
 
     \b
     alpharl-hub card ./olmo-2000
     alpharl-hub card ./olmo-2000 --score gsm8k=0.81 \\
       --score cais/hle#hle:accuracy=0.04 --write
     """
+    from alpharl_hub.backtesting.for_card import read_backtest
     from alpharl_hub.card.rebuild import rebuild_card
     from alpharl_hub.card.scores import parse_score
 
     if overwrite and not write:
         raise click.UsageError("--overwrite has no meaning without --write")
     template = read_card_template(card_template)
-    rebuilt = rebuild_card(folder, [parse_score(text) for text in scores], template)
+    entries = [parse_score(text) for text in scores]
+    tested = None if backtest_file is None else read_backtest(backtest_file)
+    rebuilt = rebuild_card(folder, entries, template, tested)
     if write:
         names = rebuilt.write(overwrite)
         told = f"wrote {', '.join(names)}" if names else "nothing to write: all is as it was"

@@ -186,6 +186,7 @@ def make_manifest(
             *notices,
         ),
         auto=setting.auto,
+        backtest=subject.backtest,
     )
 
 

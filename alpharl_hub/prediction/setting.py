@@ -8,7 +8,14 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from alpharl_hub.errors import FitError
-from alpharl_hub.manifest import AutoRecord, MethodRecord, Notice, RunRecord, TrustRecord
+from alpharl_hub.manifest import (
+    AutoRecord,
+    BacktestRecord,
+    MethodRecord,
+    Notice,
+    RunRecord,
+    TrustRecord,
+)
 from alpharl_hub.methods import AUTO, METHODS, Clock, Method, MethodOptions, Predictor, make_method
 from alpharl_hub.methods.alpharl import AlphaRL
 from alpharl_hub.output.factor_files import FactorFolder
@@ -65,7 +72,8 @@ class Subject:
     """What a prediction is made of: a trajectory read now, or factors that were extracted before.
 
     With factors, `trajectory.history` is the last checkpoint alone, while `steps_T` and `scores_T`
-    are those of the whole history; `trust` is then what was read during extraction.
+    are those of the whole history; `trust` is then what was read during extraction. `backtest` is
+    what the manifest that all this was read from has of the run.
     """
 
     trajectory: Trajectory
@@ -78,6 +86,7 @@ class Subject:
     certified: Mapping[str, bool]
     trust: TrustRecord | None
     notices: tuple[Notice, ...]
+    backtest: BacktestRecord | None = None
 
     @property
     def last(self) -> CheckpointContents:

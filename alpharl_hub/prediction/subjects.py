@@ -118,7 +118,8 @@ def recorded_subject(path: Path, request: RunRequest) -> tuple[Subject, PredictO
     options = ScopeOptions(run.include, run.exclude, force=True)
     prepared = prepare(_trajectory(run, base, history, start), options, stop_on_wrong_base=False)
     subject = trajectory_subject(prepared, options)
-    return replace(subject, run=run, scores_T=_scores(run)), wanted
+    subject = replace(subject, run=run, scores_T=_scores(run), backtest=manifest.backtest)
+    return subject, wanted
 
 
 def _require_bounded(run: RunRecord, contents: Sequence[CheckpointContents], where: str) -> None:
