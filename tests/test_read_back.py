@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,7 @@ class Striker:
 
     def __call__(self, done_bytes: int, total_bytes: int) -> None:
         if self.struck is None and (path := self.find()) is not None:
+            time.sleep(0.05)  # the next tick of the clock that dates files: one may be 10 ms
             flip(path, self.place)
             self.struck = path
 
