@@ -317,7 +317,9 @@ CASES = {
         f"{HUB_RUN} --token 'hf_a\nhf_b'", ("lab/run: the token cannot be sent", "copy it again")
     ),
     "data set": Case("hf://datasets/lab/run --base ./base", ("a dataset; only model repos",)),
-    "other site": Case("https://example.com/lab/run --base ./base", ("on another Hub than the one in use",)),
+    "other site": Case(
+        "https://example.com/lab/run --base ./base", ("on another Hub than the one in use",)
+    ),
     "no name": Case("gpt2 --base ./base", ("gpt2: neither a folder here nor ORG/NAME",)),
     "odd name": Case("lab/a--b --base ./base", ("lab/a--b: neither a folder here nor",)),
     "control characters": Case("lab/a\x1b[2J --base ./base", ("lab/a\\x1b[2J: neither",)),
